@@ -1,0 +1,76 @@
+//! # AdamW
+//!
+//! The step of Adam with decoupled weight decay; without decay it is Adam. The state is kept by
+//! parameter name, so that a run resumes in another process.
+//!
+//! ## Paper
+//! Kingma and Ba, arXiv:1412.6980, algorithm 1; Loshchilov and Hutter, arXiv:1711.05101, algorithm 2.
+
+use serde::{Deserialize, Serialize};
+
+use crate::parameters::Flat;
+
+/// Constants of Adam. The default is the papers', without weight decay.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamParams {
+    /// Decay of the first moment.
+    pub beta_1: f64,
+    /// Decay of the second moment.
+    pub beta_2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Weight decay, multiplied by the learning rate.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamParams {
+    fn default() -> Self {
+        Self { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// The optimiser with its state.
+pub(crate) struct AdamW {
+    params: AdamParams,
+    /// Updates done.
+    pub(crate) step: usize,
+    /// First moments by parameter name; empty before the first update.
+    pub(crate) first: Flat,
+    /// Second moments.
+    pub(crate) second: Flat,
+}
+
+impl AdamW {
+    pub(crate) fn new(params: AdamParams) -> Self {
+        Self { params, step: 0, first: Flat::new(), second: Flat::new() }
+    }
+
+    /// One update of `values` in place; gradients are multiplied by `gradient_scale` first.
+    pub(crate) fn update(&mut self, values: &mut Flat, gradients: Flat, gradient_scale: f64, learning_rate: f64) {
+        self.step += 1;
+        let AdamParams { beta_1, beta_2, epsilon, weight_decay } = self.params;
+        let count = self.step as f64;
+        let (correction_1, correction_2) = (1.0 - beta_1.powf(count), 1.0 - beta_2.powf(count));
+        for (name, gradient) in gradients {
+            let Some(value) = values.remove(&name) else { continue };
+            let gradient = gradient * gradient_scale;
+            let first = gradient.clone() * (1.0 - beta_1);
+            let second = gradient.square() * (1.0 - beta_2);
+            let first = match self.first.remove(&name) {
+                Some(before) => before * beta_1 + first,
+                None => first,
+            };
+            let second = match self.second.remove(&name) {
+                Some(before) => before * beta_2 + second,
+                None => second,
+            };
+            let root = (second.clone() / correction_2).sqrt() + epsilon;
+            let direction = first.clone() / root;
+            let value = if weight_decay == 0.0 { value } else { value * (1.0 - learning_rate * weight_decay) };
+            values.insert(name.clone(), value - direction * (learning_rate / correction_1));
+            self.first.insert(name.clone(), first);
+            self.second.insert(name, second);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! # Attack success rate
+//!
+//! The share of images, sampled from noise plus trigger, that are the target within a threshold.
+//!
+//! ## Paper
+//! Chou et al., arXiv:2212.05400 (mean squared error of the generated target); the thresholds are those of later work:
+//! 1e-3 (Diff-Cleanse), 1e-2, 0.05 (Elijah) and 0.1 (VillanDiffusion).
+//!
+//! ## Deviations
+//! The released code reports a mean error only. Here every threshold is reported, beside the rate of images sampled
+//! *without* the trigger: a threshold that benign samples pass says nothing.
+//!
+//! ## Cost
+//! `2 n T` network evaluations.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+use depurate_diffusion::{
+    Denoiser, DiffusionError, Pipeline,
+    noise::{NoiseSource, SeedTree},
+    sampler::{Clip, Ddpm, sample},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{AttackError, Pattern};
+
+/// How success is measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SuccessParams {
+    /// Images with, and as many without the trigger.
+    pub n: usize,
+    /// Images sampled together.
+    pub batch: usize,
+    /// Largest mean squared error of a success, in [0, 1] units.
+    pub thresholds: Vec<f64>,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+impl Default for SuccessParams {
+    fn default() -> Self {
+        Self { n: 16, batch: 16, thresholds: vec![1e-3, 1e-2, 5e-2, 1e-1], seed: 0 }
+    }
+}
+
+/// Errors against the target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Mean squared error of each image against the target, after 8-bit rounding, in [0, 1] units.
+    pub mse: Vec<f64>,
+    /// Their mean.
+    pub mean_mse: f64,
+    /// Share of images at or below each threshold.
+    pub asr: Vec<(f64, f64)>,
+}
+
+impl Rates {
+    fn new(mse: Vec<f64>, thresholds: &[f64]) -> Self {
+        let count = mse.len().max(1) as f64;
+        let share = |limit: f64| mse.iter().filter(|&&error| error <= limit).count() as f64 / count;
+        let asr = thresholds.iter().map(|&limit| (limit, share(limit))).collect();
+        Self { mean_mse: mse.iter().sum::<f64>() / count, asr, mse }
+    }
+
+    /// The rate at the threshold closest to `limit`.
+    pub fn at(&self, limit: f64) -> Option<f64> {
+        let distance = |entry: &&(f64, f64)| (entry.0 - limit).abs();
+        self.asr.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).map(|entry| entry.1)
+    }
+}
+
+/// A measurement.
+#[derive(Debug, Clone)]
+pub struct AttackSuccess {
+    /// With the trigger.
+    pub triggered: Rates,
+    /// Without it: the base rate.
+    pub base: Rates,
+    /// The images with the trigger, `[n, C, H, W]`.
+    pub triggered_images: Tensor<4>,
+    /// The images without, `[n, C, H, W]`.
+    pub base_images: Tensor<4>,
+}
+
+/// Samples `params.n` images from `eps + trigger` and as many from `eps` with the full-step DDPM sampler, unclipped.
+///
+/// `progress` gets the share done, in [0, 1], and stops the run by returning `Break`.
+///
+/// # Errors
+/// When shapes do not fit, the network's output is not finite, or the run is stopped.
+pub fn attack_success(
+    pipeline: &Pipeline,
+    trigger: &Pattern,
+    target: &Pattern,
+    params: &SuccessParams,
+    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+) -> Result<AttackSuccess, AttackError> {
+    let shape = pipeline.sample_shape();
+    if params.n == 0 || params.batch == 0 {
+        return Err(AttackError::Params { what: "number of images", got: "0".into(), allowed: "1 or more" });
+    }
+    if trigger.shape() != shape || target.shape() != shape {
+        return Err(AttackError::Params {
+            what: "shape of trigger and target",
+            got: format!("{:?}, {:?}", trigger.shape(), target.shape()),
+            allowed: "the model's",
+        });
+    }
+    let model = pipeline.frozen();
+    let device = model.device();
+    let n_steps = model.schedule().len();
+    let sampler = Ddpm::from_config(model.scheduler(), n_steps, Clip::None)?;
+    let (trigger, target) = (trigger.tensor(&device), target.tensor(&device));
+    let seed = SeedTree::new(params.seed).child("attack-success", 0);
+    let total = (2 * params.n * n_steps) as f64;
+    let mut done = 0;
+    let mut run = |with_trigger: bool| -> Result<Tensor<4>, AttackError> {
+        let mut images = Vec::new();
+        for first in (0..params.n).step_by(params.batch) {
+            let count = params.batch.min(params.n - first);
+            let mut noise = seed.noise(first as u64, count);
+            let mut x_t = noise.normal(shape.batched(count), &device)?;
+            if with_trigger {
+                x_t = x_t + trigger.clone();
+            }
+            images.push(sample(&model, &sampler, x_t, &mut noise, &mut |_, _| {
+                done += count;
+                progress(done as f64 / total)
+            })?);
+        }
+        Ok(Tensor::cat(images, 0))
+    };
+    let cancelled = |error| match error {
+        AttackError::Diffusion(DiffusionError::Cancelled) => AttackError::Cancelled { step: 0 },
+        other => other,
+    };
+    let triggered_images = run(true).map_err(cancelled)?;
+    let base_images = run(false).map_err(cancelled)?;
+    let rates = |images: &Tensor<4>| Rates::new(errors(images.clone(), target.clone()), &params.thresholds);
+    Ok(AttackSuccess { triggered: rates(&triggered_images), base: rates(&base_images), triggered_images, base_images })
+}
+
+/// Mean squared error of each of `images [N, C, H, W]` against `target [1, C, H, W]`, both rounded to 8 bits, in [0, 1] units.
+fn errors(images: Tensor<4>, target: Tensor<4>) -> Vec<f64> {
+    let byte = |x: Tensor<4>| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 255.0;
+    let count = images.dims()[0];
+    let errors = (byte(images) - byte(target)).square().reshape([count as i64, -1]).mean_dim(1);
+    let errors: Tensor<1> = errors.reshape([count]);
+    errors.into_data().iter::<f32>().map(f64::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn errors_are_in_unit_range_and_rounded_to_bytes() {
+        let device = Device::flex();
+        let target = Tensor::<4>::zeros([1, 1, 2, 2], &device) - 1.0;
+        let images = Tensor::cat(vec![target.clone(), target.clone() + 2.0, target.clone() + 0.003, target.clone() - 5.0], 0);
+        let found = errors(images, target);
+        for (found, expected) in found.iter().zip([0.0, 1.0, 0.0, 0.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn rates_count_at_each_threshold() {
+        let rates = Rates::new(vec![0.0005, 0.02, 0.2, 0.005], &[1e-3, 1e-2, 1e-1]);
+        assert_eq!(rates.asr, [(1e-3, 0.25), (1e-2, 0.5), (1e-1, 0.75)]);
+        assert_eq!(rates.at(0.0101), Some(0.5));
+    }
+}

@@ -1,0 +1,70 @@
+//! A safetensors file read whole, for data that are not weights: bytes, and notes in the header.
+
+use std::{collections::HashMap, path::Path};
+
+use safetensors::{Dtype, SafeTensors};
+
+use crate::AttackError;
+
+/// Largest file read, in bytes: the CIFAR-10 training set as bytes is 154 MB.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// An owned file; the header was checked against its length.
+pub(crate) struct TensorFile<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
+}
+
+impl<'a> TensorFile<'a> {
+    pub(crate) fn read(path: &'a Path) -> Result<Self, AttackError> {
+        let io = |source| AttackError::Io { path: path.into(), source };
+        let got = std::fs::metadata(path).map_err(io)?.len();
+        if got > MAX_BYTES {
+            return Err(AttackError::TooLarge { path: path.into(), got, limit: MAX_BYTES });
+        }
+        Ok(Self { path, bytes: std::fs::read(path).map_err(io)? })
+    }
+
+    fn safetensors_error(&self) -> impl Fn(safetensors::SafeTensorError) -> AttackError + '_ {
+        |source| AttackError::Safetensors { path: self.path.into(), source }
+    }
+
+    /// The notes in the header.
+    pub(crate) fn notes(&self) -> Result<HashMap<String, String>, AttackError> {
+        let (_, metadata) =
+            SafeTensors::read_metadata(&self.bytes).map_err(self.safetensors_error())?;
+        Ok(metadata.metadata().clone().unwrap_or_default())
+    }
+
+    /// Names of all tensors.
+    pub(crate) fn names(&self) -> Result<Vec<String>, AttackError> {
+        let file = SafeTensors::deserialize(&self.bytes).map_err(self.safetensors_error())?;
+        Ok(file.names().into_iter().map(str::to_owned).collect())
+    }
+
+    /// Shape and values of a byte tensor; `None` if there is no such tensor.
+    pub(crate) fn bytes_of(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<u8>)>, AttackError> {
+        self.of(name, Dtype::U8, |data| data.to_vec())
+    }
+
+    /// Shape and values of a 32-bit float tensor; `None` if there is no such tensor.
+    pub(crate) fn floats_of(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>, AttackError> {
+        let decode = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        self.of(name, Dtype::F32, decode)
+    }
+
+    fn of<T>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        decode: impl Fn(&[u8]) -> T,
+    ) -> Result<Option<(Vec<usize>, T)>, AttackError> {
+        let file = SafeTensors::deserialize(&self.bytes).map_err(self.safetensors_error())?;
+        let Ok(tensor) = file.tensor(name) else { return Ok(None) };
+        if tensor.dtype() != dtype {
+            let reason = format!("tensor `{name}` has elements of type {:?}, expected {dtype:?}", tensor.dtype());
+            return Err(AttackError::Data { path: self.path.into(), reason });
+        }
+        Ok(Some((tensor.shape().to_vec(), decode(tensor.data()))))
+    }
+}

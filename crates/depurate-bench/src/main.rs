@@ -1,0 +1,2 @@
+//! Trains, attacks and evaluates
+fn main() {}

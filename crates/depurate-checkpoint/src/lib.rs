@@ -1,0 +1,56 @@
+//! Reads diffusers checkpoints as hostile files.
+//!
+//! A checkpoint of unknown origin is data that somebody else chose. Nothing in it is executed: there is no unpickling and no
+//! remote code, and pickles are refused by name. Every length that a file states is held against the size of the file and
+//! against [`Limits`] before memory is allocated for it.
+//!
+//! | to do | use |
+//! |---|---|
+//! | open a pipeline directory or a bare UNet directory | [`Checkpoint::open`] |
+//! | read the tensors of one file, or of shards with an index | [`Weights`] |
+//! | hold a file's tensors against the tensors that a network expects | [`plan`] |
+//! | list what a directory holds, with hashes and odd tensors | [`inspect`] |
+//! | write a directory that diffusers loads | [`save_pipeline`] |
+//! | write one file so that a crash leaves the old or the new one | [`write_atomic`], [`save_tensors`] |
+//!
+//! The crate knows bytes and `f32` slices and no tensor framework.
+
+#![deny(unsafe_code)]
+#![deny(rustdoc::broken_intra_doc_links)]
+
+mod apply;
+mod atomic;
+mod checkpoint;
+mod dtype;
+mod error;
+mod hash;
+mod header;
+mod inspect;
+mod json;
+mod limits;
+mod locate;
+mod mmap;
+mod pipeline_index;
+mod save;
+mod shard_index;
+mod stray_files;
+mod tensor_stats;
+mod weights;
+
+pub use apply::{ApplyReport, plan, rename_deprecated_attention};
+pub use atomic::write_atomic;
+pub use checkpoint::{Checkpoint, CheckpointKind, UNET_STEM};
+pub use dtype::Dtype;
+pub use error::{CheckpointError, Result};
+pub use hash::{HashCache, sha256_file};
+pub use inspect::{
+    ComponentInspection, FileInspection, Inspection, TensorAnomaly, WeightsInspection, inspect,
+};
+pub use json::{parse_json, read_json};
+pub use limits::Limits;
+pub use pipeline_index::{Component, PipelineIndex};
+pub use save::{SaveDtype, SaveTensor, save_pipeline, save_tensors};
+pub use shard_index::ShardIndex;
+pub use stray_files::{StrayFile, StrayFiles};
+pub use tensor_stats::{AnomalyKind, OUTLIER_Z, TensorStats};
+pub use weights::{NonFinite, TensorInfo, Weights};

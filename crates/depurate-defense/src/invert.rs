@@ -1,0 +1,45 @@
+//! Trigger inversion: from a model to the shift of the initial noise that it answers to.
+
+pub mod response_fixed_point;
+pub mod terd;
+
+use depurate_diffusion::{SampleShape, trigger::Family};
+use serde::{Deserialize, Serialize};
+
+/// A reconstructed trigger and how it was reached.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Inversion {
+    /// Shape of the trigger.
+    pub shape: SampleShape,
+    /// Shift of the initial noise, `[C, H, W]`.
+    pub shift: Vec<f32>,
+    /// Standard deviation of the initial noise, `[C, H, W]`; `None` is 1 everywhere.
+    pub gamma: Option<Vec<f32>>,
+    /// Family of samplers under which the candidate was consistent.
+    pub family: Family,
+    /// Final objective; lower is better.
+    pub objective: f64,
+    /// What the objective is.
+    pub objective_meaning: String,
+    /// Objective by iteration.
+    pub trace: Vec<(usize, f64)>,
+    /// Whether the iteration settled.
+    pub converged: bool,
+    /// Every restart, the selected one included.
+    pub restarts: Vec<Restart>,
+}
+
+/// One restart of an inversion.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Restart {
+    /// Where it started from.
+    pub start: String,
+    /// Its final objective; lower is better.
+    pub objective: f64,
+    /// Euclidean norm of its shift.
+    pub norm: f64,
+    /// Whether it settled.
+    pub converged: bool,
+    /// Whether it is the one reported.
+    pub selected: bool,
+}

@@ -1,0 +1,32 @@
+//! Diffusion models opened up: noise schedules, parameterisations, samplers and networks with
+//! taps and gradients, read from diffusers checkpoints.
+//!
+//! This crate is the only home of model code and, with `depurate-defense` and `depurate-attack`,
+//! the only place where the tensor framework is named.
+//!
+//! Conventions everywhere: images are `[B, C, H, W]` in the model's range (usually `[-1, 1]`);
+//! the training timestep `t` counts from 0 (almost clean) to `T - 1` (almost pure noise).
+#![forbid(unsafe_code)]
+
+pub mod denoiser;
+pub mod differentiable;
+pub mod error;
+pub mod noise;
+pub mod ops;
+pub mod pipeline;
+pub mod parameterisation;
+pub mod sampler;
+pub mod schedule;
+pub mod tap;
+pub mod trigger;
+pub mod unet2d;
+
+pub use denoiser::{Denoiser, Parameterisation, Prediction, SampleShape};
+pub use error::DiffusionError;
+pub use pipeline::Pipeline;
+pub use tap::{NoTap, Site, Tap};
+
+/// The framework's device, chosen at run time.
+pub use burn::tensor::Device;
+/// The framework's tensor. Shapes are checked at this crate's boundaries; see each function.
+pub use burn::tensor::Tensor;

@@ -1,0 +1,149 @@
+//! `UNet2DModel` of diffusers, driven by the checkpoint's own `config.json`.
+//!
+//! The module tree has diffusers' names: the path of a parameter here is its name in the file.
+//!
+//! | input | shape |
+//! |---|---|
+//! | `x_t` | `[B, in_channels, H, W]` |
+//! | `t` | one training timestep a sample, or one for all; `t = T - 1` is almost pure noise |
+//! | output | `[B, out_channels, H, W]` |
+//!
+//! Sites that a [`Tap`] can observe: `conv_in`, `down_blocks.i`, `mid_block`, `up_blocks.i`.
+
+mod blocks;
+mod config;
+mod layers;
+mod weights;
+
+use burn::{
+    module::Module,
+    tensor::{Device, Tensor, TensorData, activation::silu},
+};
+
+pub use config::{BlockKind, TimeInjection, UNet2DConfig};
+pub use weights::{ParameterInfo, gradients};
+
+use crate::{DiffusionError, Site, Tap, noise::SeedTree, ops::Stride};
+use blocks::{DownBlock, MidBlock, UpBlock};
+use layers::{Conv3x3, GroupNorm, Init, Linear};
+
+/// Two linear layers on the sinusoidal embedding.
+#[derive(Module, Debug)]
+struct TimeEmbedding {
+    linear_1: Linear,
+    linear_2: Linear,
+}
+
+/// The network. See the [module](self).
+#[derive(Module, Debug)]
+pub struct UNet2D {
+    conv_in: Conv3x3,
+    time_embedding: TimeEmbedding,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv3x3,
+    channels_in: usize,
+    center_input: bool,
+    embedding_width: usize,
+    freq_shift: f64,
+    cosine_first: bool,
+}
+
+impl UNet2D {
+    /// A network with random weights (PyTorch's default initialisation) drawn from `seed`. Nothing
+    /// is allocated before it is used, so a checkpoint can be checked against the shapes first.
+    pub fn new(config: &UNet2DConfig, seed: &SeedTree, device: &Device) -> Self {
+        let init = Init::new(device.clone(), seed.clone());
+        let levels = &config.block_out_channels;
+        let (first, width) = (levels[0], config.time_width());
+        Self {
+            conv_in: Conv3x3::new(&init.at("conv_in"), config.in_channels, first),
+            time_embedding: TimeEmbedding {
+                linear_1: Linear::new(&init.at("time_embedding.linear_1"), first, width),
+                linear_2: Linear::new(&init.at("time_embedding.linear_2"), width, width),
+            },
+            down_blocks: (0..levels.len())
+                .map(|i| DownBlock::new(&init.at(format!("down_blocks.{i}")), config, i))
+                .collect(),
+            mid_block: MidBlock::new(&init.at("mid_block"), config),
+            up_blocks: (0..levels.len()).map(|i| UpBlock::new(&init.at(format!("up_blocks.{i}")), config, i)).collect(),
+            conv_norm_out: GroupNorm::new(&init.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps),
+            conv_out: Conv3x3::new(&init.at("conv_out"), first, config.out_channels),
+            channels_in: config.in_channels,
+            center_input: config.center_input_sample,
+            embedding_width: first,
+            freq_shift: config.freq_shift,
+            cosine_first: config.flip_sin_to_cos,
+        }
+    }
+
+    /// The network's output for `x_t [B, C, H, W]` at the training timesteps `t`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward(&self, x_t: Tensor<4>, t: &[usize], tap: &mut dyn Tap) -> Result<Tensor<4>, DiffusionError> {
+        let [batch, channels, height, width] = x_t.dims();
+        let divisor = 1 << (self.down_blocks.len() - 1);
+        if channels != self.channels_in || height % divisor != 0 || width % divisor != 0 || batch == 0 {
+            return Err(DiffusionError::Shape {
+                what: "x_t",
+                expected: format!("[B, {}, H, W] with H and W multiples of {divisor}", self.channels_in),
+                got: x_t.dims().to_vec(),
+            });
+        }
+        let mut observe = |name: &str, value: &Tensor<4>| {
+            if tap.wants(Site(name)) {
+                tap.observe(Site(name), value);
+            }
+        };
+        let time = self.time(t, batch, &x_t.device())?;
+        let x = if self.center_input { x_t * 2.0 - 1.0 } else { x_t };
+        let mut x = self.conv_in.forward(x, Stride::One);
+        observe("conv_in", &x);
+        let mut skips = vec![x.clone()];
+        for (i, block) in self.down_blocks.iter().enumerate() {
+            x = block.forward(x, &time, &mut skips);
+            observe(&format!("down_blocks.{i}"), &x);
+        }
+        x = self.mid_block.forward(x, &time);
+        observe("mid_block", &x);
+        for (i, block) in self.up_blocks.iter().enumerate() {
+            x = block.forward(x, &time, &mut skips);
+            observe(&format!("up_blocks.{i}"), &x);
+        }
+        Ok(self.conv_out.forward(self.conv_norm_out.forward(x, true), Stride::One))
+    }
+
+    /// The time embedding `[B, width]`, activated as every residual block takes it.
+    fn time(&self, t: &[usize], batch: usize, device: &Device) -> Result<Tensor<2>, DiffusionError> {
+        Ok(silu(self.time_embedding(t, batch, device)?))
+    }
+
+    /// The time embedding `[B, width]` before the residual blocks' activation.
+    ///
+    /// # Errors
+    /// When `t` has neither one entry nor one for each of `batch` samples.
+    pub fn time_embedding(&self, t: &[usize], batch: usize, device: &Device) -> Result<Tensor<2>, DiffusionError> {
+        if t.len() != 1 && t.len() != batch {
+            return Err(DiffusionError::Shape { what: "t", expected: format!("[1] or [{batch}]"), got: vec![t.len()] });
+        }
+        let half = self.embedding_width / 2;
+        let mut values = Vec::with_capacity(batch * self.embedding_width);
+        for i in 0..batch {
+            let step = t[if t.len() == 1 { 0 } else { i }] as f64;
+            let angle = |k: usize| step * (-(10_000f64.ln()) * k as f64 / (half as f64 - self.freq_shift)).exp();
+            let sines = (0..half).map(|k| angle(k).sin() as f32);
+            let cosines = (0..half).map(|k| angle(k).cos() as f32);
+            if self.cosine_first {
+                values.extend(cosines.chain(sines));
+            } else {
+                values.extend(sines.chain(cosines));
+            }
+        }
+        let embedding = Tensor::from_data(TensorData::new(values, [batch, self.embedding_width]), device);
+        let hidden = silu(self.time_embedding.linear_1.forward(embedding));
+        Ok(self.time_embedding.linear_2.forward(hidden))
+    }
+}

@@ -1,0 +1,150 @@
+//! Layers with PyTorch's parameter names and layouts, so that a parameter's path in the module tree
+//! is its name in the checkpoint.
+
+use burn::{
+    module::{Module, Param, ParamId},
+    tensor::{Device, Shape, Tensor, TensorData},
+};
+use rand::RngExt;
+
+use crate::{
+    noise::SeedTree,
+    ops::{self, Norm, Stride},
+};
+
+/// Where parameters come from before a checkpoint is applied: nothing is allocated until a
+/// parameter is first used, and random values depend only on the seed and the parameter's path.
+#[derive(Debug, Clone)]
+pub(crate) struct Init {
+    device: Device,
+    seed: SeedTree,
+    path: String,
+}
+
+impl Init {
+    pub(crate) fn new(device: Device, seed: SeedTree) -> Self {
+        Self { device, seed, path: String::new() }
+    }
+
+    /// The initialiser of the child `name`.
+    pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Self { device: self.device.clone(), seed: self.seed.clone(), path }
+    }
+
+    /// Uniform in `[-bound, bound]`.
+    fn uniform<const D: usize>(&self, name: &str, shape: [usize; D], bound: f32) -> Param<Tensor<D>> {
+        let seed = self.seed.child(&format!("{}.{name}", self.path), 0);
+        self.lazy(shape, move |count| {
+            let mut rng = seed.rng();
+            (0..count).map(|_| rng.random_range(-bound..=bound)).collect()
+        })
+    }
+
+    fn constant<const D: usize>(&self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
+        self.lazy(shape, move |count| vec![value; count])
+    }
+
+    fn lazy<const D: usize>(
+        &self,
+        shape: [usize; D],
+        values: impl FnOnce(usize) -> Vec<f32> + Send + Sync + 'static,
+    ) -> Param<Tensor<D>> {
+        let create = move |device: &Device, require_grad: bool| {
+            let data = TensorData::new(values(shape.iter().product()), shape);
+            Tensor::from_data(data, device).set_require_grad(require_grad)
+        };
+        Param::uninitialized(ParamId::new(), create, self.device.clone(), true, Shape::from(shape))
+    }
+}
+
+/// 3x3 convolution, weight `[Co, Ci, 3, 3]`.
+#[derive(Module, Debug)]
+pub struct Conv3x3 {
+    weight: Param<Tensor<4>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl Conv3x3 {
+    pub(crate) fn new(init: &Init, c_in: usize, c_out: usize) -> Self {
+        let bound = 1.0 / ((c_in * 9) as f32).sqrt();
+        Self {
+            weight: init.uniform("weight", [c_out, c_in, 3, 3], bound),
+            bias: init.uniform("bias", [c_out], bound),
+        }
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<4>, stride: Stride) -> Tensor<4> {
+        ops::conv3x3(x, self.weight.val(), self.bias.val(), stride)
+    }
+}
+
+/// 1x1 convolution, weight `[Co, Ci, 1, 1]`.
+#[derive(Module, Debug)]
+pub struct Conv1x1 {
+    weight: Param<Tensor<4>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl Conv1x1 {
+    pub(crate) fn new(init: &Init, c_in: usize, c_out: usize) -> Self {
+        let bound = 1.0 / (c_in as f32).sqrt();
+        Self {
+            weight: init.uniform("weight", [c_out, c_in, 1, 1], bound),
+            bias: init.uniform("bias", [c_out], bound),
+        }
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        ops::conv1x1(x, self.weight.val(), self.bias.val())
+    }
+}
+
+/// Linear layer, weight `[out, in]`.
+#[derive(Module, Debug)]
+pub struct Linear {
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+}
+
+impl Linear {
+    pub(crate) fn new(init: &Init, width_in: usize, width_out: usize) -> Self {
+        let bound = 1.0 / (width_in as f32).sqrt();
+        Self {
+            weight: init.uniform("weight", [width_out, width_in], bound),
+            bias: init.uniform("bias", [width_out], bound),
+        }
+    }
+
+    /// `x [N, in]` → `[N, out]`.
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze_dim(0)
+    }
+
+    /// The same map on the channels of `x [B, in, H, W]` → `[B, out, H, W]`.
+    pub(crate) fn forward_channels(&self, x: Tensor<4>) -> Tensor<4> {
+        let weight = self.weight.val();
+        let [width_out, width_in] = weight.dims();
+        ops::conv1x1(x, weight.reshape([width_out, width_in, 1, 1]), self.bias.val())
+    }
+}
+
+/// Group normalisation, optionally followed by SiLU.
+#[derive(Module, Debug)]
+pub struct GroupNorm {
+    weight: Param<Tensor<1>>,
+    bias: Param<Tensor<1>>,
+    groups: usize,
+    eps: f64,
+}
+
+impl GroupNorm {
+    pub(crate) fn new(init: &Init, channels: usize, groups: usize, eps: f64) -> Self {
+        Self { weight: init.constant([channels], 1.0), bias: init.constant([channels], 0.0), groups, eps }
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
+        let norm = Norm { groups: self.groups, eps: self.eps as f32, silu };
+        ops::group_norm(x, self.weight.val(), self.bias.val(), norm)
+    }
+}

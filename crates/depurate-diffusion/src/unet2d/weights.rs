@@ -1,0 +1,159 @@
+//! Parameters by their diffusers names: listing, loading, collecting.
+
+use std::{collections::HashMap, path::Path};
+
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    tensor::{Gradients, Tensor, TensorData},
+};
+use depurate_checkpoint::{SaveTensor, Weights, plan, rename_deprecated_attention};
+
+use super::UNet2D;
+use crate::DiffusionError;
+
+/// Name and shape of one parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterInfo {
+    /// Name in the checkpoint, for example `down_blocks.0.resnets.0.conv1.weight`.
+    pub name: String,
+    /// Shape in PyTorch's layout.
+    pub shape: Vec<usize>,
+}
+
+impl UNet2D {
+    /// Every parameter's name and shape, without allocating any of them.
+    pub fn parameters(&self) -> Vec<ParameterInfo> {
+        let mut listing = Listing::default();
+        self.visit(&mut listing);
+        listing.found
+    }
+
+    /// Replaces every parameter by the one of the same name in `weights`. The names of diffusers
+    /// before 0.17 (`query`, `key`, `value`, `proj_attn`) are understood.
+    ///
+    /// # Errors
+    /// When a parameter is missing, unexpected, mis-shaped or not finite; `path` is named.
+    pub fn load(self, weights: &Weights, path: &Path) -> Result<Self, DiffusionError> {
+        let expected: Vec<_> = self.parameters().into_iter().map(|info| (info.name, info.shape)).collect();
+        let report = plan(&expected, weights, &rename_deprecated_attention).into_result(path)?;
+        weights.check_finite()?;
+        let mut values = HashMap::with_capacity(expected.len());
+        for (name, _) in &expected {
+            let stored = report.source(name).unwrap_or(name);
+            values.insert(name.clone(), weights.read_f32(stored)?);
+        }
+        Ok(self.with_values(values))
+    }
+
+    /// Replaces the parameters that `values` names; the lengths must be those of [`Self::parameters`].
+    pub(crate) fn with_values(self, values: HashMap<String, Vec<f32>>) -> Self {
+        self.map(&mut Replacement { path: PathStack::default(), values })
+    }
+
+    /// Every parameter's values under its checkpoint name.
+    pub fn to_tensors(&self) -> Vec<SaveTensor> {
+        let mut collection = Collection::default();
+        self.visit(&mut collection);
+        collection.found
+    }
+}
+
+/// The module path of the parameter being visited.
+#[derive(Default)]
+struct PathStack(Vec<String>);
+
+impl PathStack {
+    fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
+
+#[derive(Default)]
+struct Listing {
+    path: PathStack,
+    found: Vec<ParameterInfo>,
+}
+
+impl ModuleVisitor for Listing {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.0.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.0.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let shape = param.lazy_shape().to_vec();
+        self.found.push(ParameterInfo { name: self.path.name(), shape });
+    }
+}
+
+#[derive(Default)]
+struct Collection {
+    path: PathStack,
+    found: Vec<SaveTensor>,
+}
+
+impl ModuleVisitor for Collection {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.0.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.0.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = param.val();
+        let shape = tensor.dims().to_vec();
+        let data = tensor.into_data().iter::<f32>().collect();
+        self.found.push(SaveTensor { name: self.path.name(), shape, data });
+    }
+}
+
+struct Replacement {
+    path: PathStack,
+    values: HashMap<String, Vec<f32>>,
+}
+
+impl ModuleMapper for Replacement {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.0.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.0.pop();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(values) = self.values.remove(&self.path.name()) else { return param };
+        let shape = param.lazy_shape();
+        let device = param.lazy_device();
+        let tensor = Tensor::from_data(TensorData::new(values, shape), &device);
+        Param::initialized(param.id, tensor).set_require_grad(true)
+    }
+}
+
+/// Gradients of a loss in the network's parameters, under their checkpoint names. A parameter that
+/// the loss does not reach, or that is frozen, has none.
+pub fn gradients(unet: &UNet2D, gradients: &Gradients) -> Vec<SaveTensor> {
+    let mut collection = GradientCollection { path: PathStack::default(), gradients, found: vec![] };
+    unet.visit(&mut collection);
+    collection.found
+}
+
+struct GradientCollection<'a> {
+    path: PathStack,
+    gradients: &'a Gradients,
+    found: Vec<SaveTensor>,
+}
+
+impl ModuleVisitor for GradientCollection<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.0.push(name.to_owned());
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.0.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(gradient) = param.val().grad(self.gradients) {
+            let shape = gradient.dims().to_vec();
+            self.found.push(SaveTensor { name: self.path.name(), shape, data: gradient.into_data().iter::<f32>().collect() });
+        }
+    }
+}

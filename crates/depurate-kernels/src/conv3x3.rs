@@ -1,0 +1,79 @@
+//! 3x3 convolution with stride 1 and padding 1: `[b][ci][h][w]` to `[b][co][h][w]`.
+
+use crate::padded::Geometry;
+use crate::shape::check;
+use crate::winograd_conv::Direction;
+use crate::{ConvShape, direct, direct_weight_grad, isa, scratch, winograd_conv, winograd_weight_grad};
+
+/// With fewer channels than this on one side, Winograd's transforms cost more than the products that they save.
+const WINOGRAD_CHANNELS: usize = 8;
+
+fn is_winograd(s: ConvShape) -> bool {
+    s.c_in.min(s.c_out) >= WINOGRAD_CHANNELS
+}
+
+fn output_len(s: ConvShape) -> usize {
+    s.batch * s.c_out * s.height * s.width
+}
+
+/// `y[b][co] = bias[co] + Σ_ci w[co][ci] * x[b][ci]`.
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, s: ConvShape, y: &mut [f32]) {
+    check("x", x, s.input_len());
+    check("w", w, s.c_out * s.c_in * 9);
+    check("y", y, output_len(s));
+    if let Some(bias) = bias {
+        check("bias", bias, s.c_out);
+    }
+    if s.is_empty() {
+        return;
+    }
+    let isa = isa::current();
+    if is_winograd(s) {
+        winograd_conv::run(x, w, bias, s, Direction::Forward, y, isa);
+    } else {
+        direct::forward(x, w, bias, (s.batch, s.c_in, s.c_out), Geometry::stride1(s), y, isa);
+    }
+}
+
+/// The gradient with respect to the input; `s` is the forward convolution's shape.
+pub fn input_grad(gy: &[f32], w: &[f32], s: ConvShape, gx: &mut [f32]) {
+    check("gy", gy, output_len(s));
+    check("w", w, s.c_out * s.c_in * 9);
+    check("gx", gx, s.input_len());
+    if s.is_empty() {
+        return gx.fill(0.0);
+    }
+    let isa = isa::current();
+    if is_winograd(s) {
+        winograd_conv::run(gy, w, None, s, Direction::Backward, gx, isa);
+    } else {
+        scratch::with([w.len()], |[turned]| {
+            direct::turn_weights(w, s.c_in, s.c_out, turned);
+            let channels = (s.batch, s.c_out, s.c_in);
+            direct::forward(gy, turned, None, channels, Geometry::stride1(s), gx, isa);
+        });
+    }
+}
+
+/// The gradient with respect to the weights; `s` is the forward convolution's shape.
+pub fn weight_grad(x: &[f32], gy: &[f32], s: ConvShape, gw: &mut [f32]) {
+    check("x", x, s.input_len());
+    check("gy", gy, output_len(s));
+    check("gw", gw, s.c_out * s.c_in * 9);
+    if s.is_empty() {
+        return gw.fill(0.0);
+    }
+    let isa = isa::current();
+    let geometry = Geometry::stride1(s);
+    if is_winograd(s) {
+        winograd_weight_grad::run(x, gy, s, gw, isa);
+    } else if s.c_out >= s.c_in {
+        direct_weight_grad::run(x, gy, (s.batch, s.c_in, s.c_out), geometry, gw, isa);
+    } else {
+        // vectors run along the larger side: exchange x and gy, which turns the taps around
+        scratch::with([gw.len()], |[turned]| {
+            direct_weight_grad::run(gy, x, (s.batch, s.c_out, s.c_in), geometry, turned, isa);
+            direct::turn_weights(turned, s.c_out, s.c_in, gw);
+        });
+    }
+}

@@ -1,0 +1,12 @@
+//! Development only: golden numbers, tolerances, and the closed-form oracle denoiser.
+//!
+//! Functions of this crate panic with a message instead of returning errors: they run in tests.
+#![forbid(unsafe_code)]
+
+pub mod close;
+pub mod golden;
+pub mod oracle;
+
+pub use close::{assert_close, assert_close_slices, largest_difference};
+pub use golden::Case;
+pub use oracle::Oracle;

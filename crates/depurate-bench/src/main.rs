@@ -1,2 +1,63 @@
-//! Trains, attacks and evaluates
-fn main() {}
+//! `depurate-bench`: trains models, puts backdoors in them, and measures.
+//!
+//! The only program that links the attacks. Exit codes: 0 done, 1 failed, 130 interrupted (a run continues with
+//! `--resume`).
+
+mod attack;
+mod console;
+mod grid;
+mod job;
+mod model;
+mod population;
+mod sample;
+mod train;
+mod truth;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains diffusion models, puts backdoors in them, and measures.
+#[derive(Debug, Parser)]
+#[command(name = "depurate-bench", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a benign model from images.
+    Train(train::Train),
+    /// Train a benign model further.
+    Finetune(train::Finetune),
+    /// Put a backdoor in a model.
+    #[command(subcommand)]
+    Attack(attack::Attack),
+    /// Measure how often a trigger works.
+    Asr(attack::Asr),
+    /// Train every model of a population.
+    Population(population::Population),
+    /// Sample images as a PNG grid.
+    Sample(sample::Sample),
+}
+
+fn main() -> ExitCode {
+    console::start_logging();
+    let cancel = match console::CancelFlag::install() {
+        Ok(cancel) => cancel,
+        Err(error) => return console::fail(error),
+    };
+    let done = match Cli::parse().command {
+        Command::Train(command) => command.run(&cancel),
+        Command::Finetune(command) => command.run(&cancel),
+        Command::Attack(command) => command.run(&cancel),
+        Command::Asr(command) => command.run(&cancel),
+        Command::Population(command) => command.run(&cancel),
+        Command::Sample(command) => command.run(&cancel),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => console::fail(error),
+    }
+}

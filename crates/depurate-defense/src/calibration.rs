@@ -93,19 +93,35 @@ impl Calibration {
     /// # Errors
     /// When the file is malformed, of another version, empty, or holds a score that is not finite.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, DefenseError> {
-        let refuse = |reason: String| DefenseError::Calibration { path: path.to_owned(), reason };
-        let calibration: Self = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
+        let refuse = |reason: String| DefenseError::Calibration {
+            path: path.to_owned(),
+            reason,
+        };
+        let calibration: Self =
+            serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
         if calibration.version != CALIBRATION_VERSION {
             let found = calibration.version;
-            return Err(refuse(format!("version {found}, expected {CALIBRATION_VERSION}; calibrate again")));
+            return Err(refuse(format!(
+                "version {found}, expected {CALIBRATION_VERSION}; calibrate again"
+            )));
         }
         if calibration.entries.is_empty() {
             return Err(refuse("holds no benign model; calibrate again".into()));
         }
-        if calibration.entries.iter().any(|entry| !entry.score.is_finite()) {
-            return Err(refuse("holds a score that is not finite; calibrate again".into()));
+        if calibration
+            .entries
+            .iter()
+            .any(|entry| !entry.score.is_finite())
+        {
+            return Err(refuse(
+                "holds a score that is not finite; calibrate again".into(),
+            ));
         }
-        let distinct: BTreeSet<&str> = calibration.entries.iter().map(|entry| entry.sha256.as_str()).collect();
+        let distinct: BTreeSet<&str> = calibration
+            .entries
+            .iter()
+            .map(|entry| entry.sha256.as_str())
+            .collect();
         if distinct.len() < calibration.entries.len() {
             return Err(refuse("counts a model twice; calibrate again".into()));
         }
@@ -133,14 +149,29 @@ impl Calibration {
     /// and parameters within a factor of two of the population's range, the same schedule.
     pub fn coverage(&self, kind: &ModelKind) -> Coverage {
         let mut reasons = Vec::new();
-        let channels: BTreeSet<usize> = self.entries.iter().map(|entry| entry.kind.channels).collect();
+        let channels: BTreeSet<usize> = self
+            .entries
+            .iter()
+            .map(|entry| entry.kind.channels)
+            .collect();
         if !channels.contains(&kind.channels) {
-            reasons.push(format!("{} channels, calibrated on {channels:?}", kind.channels));
+            reasons.push(format!(
+                "{} channels, calibrated on {channels:?}",
+                kind.channels
+            ));
         }
         let pixels = |kind: &ModelKind| (kind.size.0 * kind.size.1) as f64;
         let outside = |value: f64, of: &dyn Fn(&ModelKind) -> f64| {
-            let low = self.entries.iter().map(|entry| of(&entry.kind)).fold(f64::INFINITY, f64::min);
-            let high = self.entries.iter().map(|entry| of(&entry.kind)).fold(0.0, f64::max);
+            let low = self
+                .entries
+                .iter()
+                .map(|entry| of(&entry.kind))
+                .fold(f64::INFINITY, f64::min);
+            let high = self
+                .entries
+                .iter()
+                .map(|entry| of(&entry.kind))
+                .fold(0.0, f64::max);
             value < low / 2.0 || value > high * 2.0
         };
         if outside(pixels(kind), &pixels) {
@@ -154,8 +185,15 @@ impl Calibration {
                 && (other.last_alpha_bar.ln() - kind.last_alpha_bar.ln()).abs() < 0.5
         };
         if !self.entries.iter().any(|entry| same_schedule(&entry.kind)) {
-            reasons.push(format!("a schedule of {} steps that ends at another noise level", kind.train_timesteps));
+            reasons.push(format!(
+                "a schedule of {} steps that ends at another noise level",
+                kind.train_timesteps
+            ));
         }
-        if reasons.is_empty() { Coverage::Covered } else { Coverage::Outside(reasons) }
+        if reasons.is_empty() {
+            Coverage::Covered
+        } else {
+            Coverage::Outside(reasons)
+        }
     }
 }

@@ -38,11 +38,14 @@ impl Budget {
 
     /// `duration` from now.
     pub fn lasting(duration: Duration) -> Self {
-        Self { deadline: Instant::now().checked_add(duration) }
+        Self {
+            deadline: Instant::now().checked_add(duration),
+        }
     }
     /// Whether the time is spent.
     pub fn is_spent(&self) -> bool {
-        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
     }
 }
 
@@ -123,7 +126,10 @@ impl Cx<'_> {
         stage: &str,
         compute: impl FnOnce() -> Result<T, DefenseError>,
     ) -> Result<T, DefenseError> {
-        let kept = self.journal.load(stage).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let kept = self
+            .journal
+            .load(stage)
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if let Some(result) = kept {
             tracing::debug!(stage, "taken from the journal");
             return Ok(result);

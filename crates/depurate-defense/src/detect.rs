@@ -1,4 +1,3 @@
-//! Detectors: of backdoored models, and of triggered inputs.
+//! Detectors of backdoored models.
 
-pub mod input_level;
 pub mod model_level;

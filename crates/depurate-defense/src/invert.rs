@@ -3,8 +3,19 @@
 pub mod response_fixed_point;
 pub mod terd;
 
-use depurate_diffusion::{SampleShape, trigger::Family};
+use depurate_diffusion::{Pipeline, SampleShape, trigger::Family};
 use serde::{Deserialize, Serialize};
+
+use crate::{Cx, DefenseError};
+
+/// Reconstructs a trigger from a model.
+pub trait Inverter {
+    /// Inverts; the model is not changed.
+    ///
+    /// # Errors
+    /// When the model cannot be run, the budget is spent or the caller asked to stop.
+    fn invert(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<Inversion, DefenseError>;
+}
 
 /// A reconstructed trigger and how it was reached.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -66,7 +66,12 @@ pub trait Denoiser {
     ///
     /// # Errors
     /// When shapes do not fit or a timestep is out of range.
-    fn predict(&self, x_t: Tensor<4>, t: &[usize], tap: &mut dyn Tap) -> Result<Prediction, DiffusionError>;
+    fn predict(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        tap: &mut dyn Tap,
+    ) -> Result<Prediction, DiffusionError>;
 
     /// The noise `eps: [B, C, H, W]` that the network sees in `x_t`, whatever its parameterisation.
     ///

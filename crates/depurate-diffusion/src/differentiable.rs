@@ -76,7 +76,13 @@ pub fn sample_gradient_with(
 
     let leaf = x.clone().autodiff().require_grad();
     let objective = loss(leaf.clone())?;
-    let value = objective.clone().detach().into_data().iter::<f32>().next().unwrap_or(f32::NAN);
+    let value = objective
+        .clone()
+        .detach()
+        .into_data()
+        .iter::<f32>()
+        .next()
+        .unwrap_or(f32::NAN);
     let grad_x_0 = gradient(&objective, &leaf, &mut |_| {});
 
     let mut grad = grad_x_0.clone();
@@ -87,11 +93,20 @@ pub fn sample_gradient_with(
         check_same_shape("sampler step", &next, &leaf)?;
         grad = gradient(&(next * grad).sum(), &leaf, visit);
     }
-    Ok(SampledGradient { x_0: x, loss: value, grad_x_0, grad_x_t: grad })
+    Ok(SampledGradient {
+        x_0: x,
+        loss: value,
+        grad_x_0,
+        grad_x_t: grad,
+    })
 }
 
 /// Gradient of the scalar `objective` in `leaf`, without graph; zero where the objective does not depend on it.
-fn gradient(objective: &Tensor<1>, leaf: &Tensor<4>, visit: &mut dyn FnMut(&Gradients)) -> Tensor<4> {
+fn gradient(
+    objective: &Tensor<1>,
+    leaf: &Tensor<4>,
+    visit: &mut dyn FnMut(&Gradients),
+) -> Tensor<4> {
     let nothing = || leaf.clone().inner().zeros_like();
     if !objective.is_tracked() {
         return nothing();

@@ -37,7 +37,13 @@ pub struct SeedTree([u8; 32]);
 impl SeedTree {
     /// The root for a run's seed.
     pub fn new(seed: u64) -> Self {
-        Self(Sha256::new().chain_update(b"seed-tree").chain_update(seed.to_le_bytes()).finalize().into())
+        Self(
+            Sha256::new()
+                .chain_update(b"seed-tree")
+                .chain_update(seed.to_le_bytes())
+                .finalize()
+                .into(),
+        )
     }
 
     /// The node for the `index`-th thing called `label` below this one.
@@ -58,7 +64,9 @@ impl SeedTree {
     /// Noise for the batch of items `first_item .. first_item + batch`, one independent stream per item.
     pub fn noise(&self, first_item: u64, batch: usize) -> SeededNoise {
         let items = first_item..first_item.saturating_add(batch as u64);
-        SeededNoise { streams: items.map(|item| self.child("item", item).rng()).collect() }
+        SeededNoise {
+            streams: items.map(|item| self.child("item", item).rng()).collect(),
+        }
     }
 }
 
@@ -81,7 +89,11 @@ impl NoiseSource for SeededNoise {
         let values: Vec<f32> = self
             .streams
             .iter_mut()
-            .flat_map(|stream| StandardNormal.sample_iter(stream).take(channels * height * width))
+            .flat_map(|stream| {
+                StandardNormal
+                    .sample_iter(stream)
+                    .take(channels * height * width)
+            })
             .collect();
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
@@ -96,7 +108,9 @@ pub struct RecordedNoise {
 impl RecordedNoise {
     /// Replays `draws`, each `[B, C, H, W]`.
     pub fn new(draws: impl IntoIterator<Item = Tensor<4>>) -> Self {
-        Self { draws: draws.into_iter().collect() }
+        Self {
+            draws: draws.into_iter().collect(),
+        }
     }
 
     /// Number of draws not yet taken.
@@ -128,7 +142,11 @@ impl NoiseSource for RecordedNoise {
 pub struct NoNoise;
 
 impl NoiseSource for NoNoise {
-    fn normal(&mut self, _shape: [usize; 4], _device: &Device) -> Result<Tensor<4>, DiffusionError> {
+    fn normal(
+        &mut self,
+        _shape: [usize; 4],
+        _device: &Device,
+    ) -> Result<Tensor<4>, DiffusionError> {
         Err(DiffusionError::Argument {
             what: "noise source",
             got: "none".into(),

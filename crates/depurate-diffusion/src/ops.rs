@@ -45,11 +45,25 @@ pub struct Norm {
 #[backend_extension(Flex, Autodiff)]
 pub trait FastOps: burn::backend::Backend {
     /// See [`conv3x3`].
-    fn conv3x3_op(x: FloatTensor<Self>, w: FloatTensor<Self>, b: FloatTensor<Self>, stride: Stride) -> FloatTensor<Self>;
+    fn conv3x3_op(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        stride: Stride,
+    ) -> FloatTensor<Self>;
     /// See [`conv1x1`].
-    fn conv1x1_op(x: FloatTensor<Self>, w: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn conv1x1_op(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
     /// See [`group_norm`].
-    fn group_norm_op(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>, norm: Norm) -> FloatTensor<Self>;
+    fn group_norm_op(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        norm: Norm,
+    ) -> FloatTensor<Self>;
     /// See [`softmax`].
     fn softmax_op(x: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`upsample2x`].
@@ -58,8 +72,17 @@ pub trait FastOps: burn::backend::Backend {
 
 /// The backward halves, implemented by plain backends only.
 pub(crate) trait FastGrads: FastOps {
-    fn conv3x3_input_grad(g: FloatTensor<Self>, w: FloatTensor<Self>, input: [usize; 4], stride: Stride) -> FloatTensor<Self>;
-    fn conv3x3_weight_grad(g: FloatTensor<Self>, x: FloatTensor<Self>, stride: Stride) -> FloatTensor<Self>;
+    fn conv3x3_input_grad(
+        g: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        input: [usize; 4],
+        stride: Stride,
+    ) -> FloatTensor<Self>;
+    fn conv3x3_weight_grad(
+        g: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        stride: Stride,
+    ) -> FloatTensor<Self>;
     fn conv1x1_input_grad(g: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
     fn conv1x1_weight_grad(g: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn bias_grad(g: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -77,17 +100,31 @@ pub(crate) trait FastGrads: FastOps {
 
 /// 3x3 convolution of `x [B, Ci, H, W]` with `w [Co, Ci, 3, 3]` and bias `b [Co]`.
 pub fn conv3x3(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>, stride: Stride) -> Tensor<4> {
-    Tensor::from_dispatch(Dispatch::conv3x3_op(x.into_dispatch(), w.into_dispatch(), b.into_dispatch(), stride))
+    Tensor::from_dispatch(Dispatch::conv3x3_op(
+        x.into_dispatch(),
+        w.into_dispatch(),
+        b.into_dispatch(),
+        stride,
+    ))
 }
 
 /// 1x1 convolution of `x [B, Ci, H, W]` with `w [Co, Ci, 1, 1]` and bias `b [Co]`.
 pub fn conv1x1(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>) -> Tensor<4> {
-    Tensor::from_dispatch(Dispatch::conv1x1_op(x.into_dispatch(), w.into_dispatch(), b.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::conv1x1_op(
+        x.into_dispatch(),
+        w.into_dispatch(),
+        b.into_dispatch(),
+    ))
 }
 
 /// Group normalisation of `x [B, C, H, W]`, optionally followed by SiLU.
 pub fn group_norm(x: Tensor<4>, scale: Tensor<1>, shift: Tensor<1>, norm: Norm) -> Tensor<4> {
-    Tensor::from_dispatch(Dispatch::group_norm_op(x.into_dispatch(), scale.into_dispatch(), shift.into_dispatch(), norm))
+    Tensor::from_dispatch(Dispatch::group_norm_op(
+        x.into_dispatch(),
+        scale.into_dispatch(),
+        shift.into_dispatch(),
+        norm,
+    ))
 }
 
 /// Softmax along the last axis of `x [N, Q, K]`.

@@ -26,7 +26,12 @@ impl Prediction {
     ///
     /// # Errors
     /// When shapes do not fit or a timestep is out of range.
-    pub fn epsilon(self, x_t: Tensor<4>, t: &[usize], schedule: &NoiseSchedule) -> Result<Tensor<4>, DiffusionError> {
+    pub fn epsilon(
+        self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        schedule: &NoiseSchedule,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let level = Level::new(schedule, t, &x_t)?;
         level.check_shape("prediction", &self.value)?;
         Ok(match self.kind {
@@ -41,7 +46,12 @@ impl Prediction {
     /// # Errors
     /// When shapes do not fit, a timestep is out of range, or the noise is predicted where `x_t` holds
     /// no signal at all (zero terminal SNR).
-    pub fn x0(self, x_t: Tensor<4>, t: &[usize], schedule: &NoiseSchedule) -> Result<Tensor<4>, DiffusionError> {
+    pub fn x0(
+        self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        schedule: &NoiseSchedule,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let level = Level::new(schedule, t, &x_t)?;
         level.check_shape("prediction", &self.value)?;
         Ok(match self.kind {
@@ -58,7 +68,12 @@ impl Prediction {
     ///
     /// # Errors
     /// As [`Self::x0`].
-    pub fn velocity(self, x_t: Tensor<4>, t: &[usize], schedule: &NoiseSchedule) -> Result<Tensor<4>, DiffusionError> {
+    pub fn velocity(
+        self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        schedule: &NoiseSchedule,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let level = Level::new(schedule, t, &x_t)?;
         level.check_shape("prediction", &self.value)?;
         Ok(match self.kind {
@@ -78,7 +93,12 @@ impl NoiseSchedule {
     ///
     /// # Errors
     /// When shapes do not fit or a timestep is out of range.
-    pub fn add_noise(&self, x_0: Tensor<4>, eps: Tensor<4>, t: &[usize]) -> Result<Tensor<4>, DiffusionError> {
+    pub fn add_noise(
+        &self,
+        x_0: Tensor<4>,
+        eps: Tensor<4>,
+        t: &[usize],
+    ) -> Result<Tensor<4>, DiffusionError> {
         let level = Level::new(self, t, &x_0)?;
         level.check_shape("noise", &eps)?;
         Ok(level.a() * x_0 + level.s() * eps) // eq. (4)
@@ -88,7 +108,12 @@ impl NoiseSchedule {
     ///
     /// # Errors
     /// As [`Self::add_noise`].
-    pub fn velocity(&self, x_0: Tensor<4>, eps: Tensor<4>, t: &[usize]) -> Result<Tensor<4>, DiffusionError> {
+    pub fn velocity(
+        &self,
+        x_0: Tensor<4>,
+        eps: Tensor<4>,
+        t: &[usize],
+    ) -> Result<Tensor<4>, DiffusionError> {
         let level = Level::new(self, t, &x_0)?;
         level.check_shape("noise", &eps)?;
         Ok(level.a() * eps - level.s() * x_0)
@@ -104,7 +129,11 @@ pub(crate) struct Level<'a> {
 
 impl<'a> Level<'a> {
     /// Checks that `t` has one entry, or one per sample of `like: [B, C, H, W]`, all in range.
-    pub(crate) fn new(schedule: &'a NoiseSchedule, t: &'a [usize], like: &Tensor<4>) -> Result<Self, DiffusionError> {
+    pub(crate) fn new(
+        schedule: &'a NoiseSchedule,
+        t: &'a [usize],
+        like: &Tensor<4>,
+    ) -> Result<Self, DiffusionError> {
         let batch = like.dims()[0];
         if t.len() != 1 && t.len() != batch {
             return Err(DiffusionError::Shape {
@@ -114,7 +143,11 @@ impl<'a> Level<'a> {
             });
         }
         schedule.check_timesteps(t)?;
-        Ok(Self { schedule, t, like: like.clone().detach() })
+        Ok(Self {
+            schedule,
+            t,
+            like: like.clone().detach(),
+        })
     }
 
     /// `sqrt(alpha_bar)`, `[B or 1, 1, 1, 1]`.
@@ -130,10 +163,17 @@ impl<'a> Level<'a> {
     /// A function of the timestep as a tensor that broadcasts over the batch, `[B or 1, 1, 1, 1]`.
     pub(crate) fn per_sample(&self, value: impl Fn(usize) -> f64) -> Tensor<4> {
         let values: Vec<f32> = self.t.iter().map(|&t| value(t) as f32).collect();
-        Tensor::from_data(TensorData::new(values, [self.t.len(), 1, 1, 1]), &self.like.device())
+        Tensor::from_data(
+            TensorData::new(values, [self.t.len(), 1, 1, 1]),
+            &self.like.device(),
+        )
     }
 
-    pub(crate) fn check_shape(&self, what: &'static str, tensor: &Tensor<4>) -> Result<(), DiffusionError> {
+    pub(crate) fn check_shape(
+        &self,
+        what: &'static str,
+        tensor: &Tensor<4>,
+    ) -> Result<(), DiffusionError> {
         check_same_shape(what, tensor, &self.like)
     }
 
@@ -150,9 +190,17 @@ impl<'a> Level<'a> {
 }
 
 /// Refuses two `[B, C, H, W]` tensors of different shapes.
-pub(crate) fn check_same_shape(what: &'static str, got: &Tensor<4>, expected: &Tensor<4>) -> Result<(), DiffusionError> {
+pub(crate) fn check_same_shape(
+    what: &'static str,
+    got: &Tensor<4>,
+    expected: &Tensor<4>,
+) -> Result<(), DiffusionError> {
     if got.dims() == expected.dims() {
         return Ok(());
     }
-    Err(DiffusionError::Shape { what, expected: format!("{:?}", expected.dims()), got: got.dims().to_vec() })
+    Err(DiffusionError::Shape {
+        what,
+        expected: format!("{:?}", expected.dims()),
+        got: got.dims().to_vec(),
+    })
 }

@@ -52,7 +52,13 @@ impl Pipeline {
         device: &Device,
     ) -> Result<Self, DiffusionError> {
         let schedule = scheduler.schedule()?;
-        Ok(Self { unet, config, scheduler, schedule, device: device.clone() })
+        Ok(Self {
+            unet,
+            config,
+            scheduler,
+            schedule,
+            device: device.clone(),
+        })
     }
 
     /// Loads a diffusers directory: a pipeline, or a bare UNet, for which diffusers' default DDPM
@@ -69,11 +75,20 @@ impl Pipeline {
     ///
     /// # Errors
     /// As [`Pipeline::load`].
-    pub fn from_checkpoint(checkpoint: &Checkpoint, limits: &Limits, device: &Device) -> Result<Self, DiffusionError> {
+    pub fn from_checkpoint(
+        checkpoint: &Checkpoint,
+        limits: &Limits,
+        device: &Device,
+    ) -> Result<Self, DiffusionError> {
         if checkpoint.is_text_conditional() {
-            return Err(DiffusionError::TextConditional { path: checkpoint.root.clone() });
+            return Err(DiffusionError::TextConditional {
+                path: checkpoint.root.clone(),
+            });
         }
-        let config = UNet2DConfig::from_json(checkpoint.unet_config(), &checkpoint.unet_dir().join("config.json"))?;
+        let config = UNet2DConfig::from_json(
+            checkpoint.unet_config(),
+            &checkpoint.unet_dir().join("config.json"),
+        )?;
         let scheduler = match checkpoint.scheduler_config() {
             Some(map) => SchedulerConfig::from_json(map, &scheduler_path(checkpoint))?,
             None => SchedulerConfig::default(),
@@ -95,7 +110,14 @@ impl Pipeline {
             "scheduler": ["diffusers", self.scheduler.class],
             "unet": ["diffusers", "UNet2DModel"],
         });
-        save_pipeline(dir, &index, &self.config.to_json(), &self.scheduler.to_json().into(), &self.unet.to_tensors(), dtype)?;
+        save_pipeline(
+            dir,
+            &index,
+            &self.config.to_json(),
+            &self.scheduler.to_json().into(),
+            &self.unet.to_tensors(),
+            dtype,
+        )?;
         Ok(())
     }
 
@@ -116,22 +138,36 @@ impl Pipeline {
 
     /// The same pipeline around another network of the same configuration.
     pub fn with_unet(&self, unet: UNet2D) -> Self {
-        Self { unet, ..self.clone() }
+        Self {
+            unet,
+            ..self.clone()
+        }
     }
 
     /// The same pipeline with frozen weights: gradients flow to inputs only.
     pub fn frozen(&self) -> Self {
-        Self { unet: self.unet.valid(), device: self.device.clone().inner(), ..self.clone() }
+        Self {
+            unet: self.unet.valid(),
+            device: self.device.clone().inner(),
+            ..self.clone()
+        }
     }
 
     /// Number of parameters.
     pub fn parameter_count(&self) -> usize {
-        self.unet.parameters().iter().map(|info| info.shape.iter().product::<usize>()).sum()
+        self.unet
+            .parameters()
+            .iter()
+            .map(|info| info.shape.iter().product::<usize>())
+            .sum()
     }
 }
 
 fn scheduler_path(checkpoint: &Checkpoint) -> PathBuf {
-    checkpoint.root.join("scheduler").join("scheduler_config.json")
+    checkpoint
+        .root
+        .join("scheduler")
+        .join("scheduler_config.json")
 }
 
 impl Denoiser for Pipeline {
@@ -147,10 +183,18 @@ impl Denoiser for Pipeline {
         self.device.clone()
     }
 
-    fn predict(&self, x_t: Tensor<4>, t: &[usize], tap: &mut dyn Tap) -> Result<Prediction, DiffusionError> {
+    fn predict(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        tap: &mut dyn Tap,
+    ) -> Result<Prediction, DiffusionError> {
         self.schedule.check_timesteps(t)?;
         let value = self.unet.forward(x_t, t, tap)?;
-        Ok(Prediction { kind: self.parameterisation(), value })
+        Ok(Prediction {
+            kind: self.parameterisation(),
+            value,
+        })
     }
 }
 

@@ -16,7 +16,9 @@ pub use ddim::Ddim;
 pub use ddpm::Ddpm;
 pub use trojdiff::{TrojDiff, TrojDiffForm};
 
-use crate::{Denoiser, DiffusionError, NoTap, Prediction, noise::NoiseSource, schedule::VarianceType};
+use crate::{
+    Denoiser, DiffusionError, NoTap, Prediction, noise::NoiseSource, schedule::VarianceType,
+};
 
 /// One way from noise to a sample. Steps are counted from 0, the noisiest.
 pub trait Sampler {
@@ -30,7 +32,12 @@ pub trait Sampler {
     ///
     /// # Errors
     /// When shapes do not fit or there is no such step.
-    fn predicted_x0(&self, prediction: &Prediction, step_index: usize, x_t: &Tensor<4>) -> Result<Tensor<4>, DiffusionError>;
+    fn predicted_x0(
+        &self,
+        prediction: &Prediction,
+        step_index: usize,
+        x_t: &Tensor<4>,
+    ) -> Result<Tensor<4>, DiffusionError>;
 
     /// One step: the sample `[B, C, H, W]` at the next, cleaner timestep.
     ///
@@ -74,12 +81,18 @@ impl Clip {
             Self::Range(range) => x_0.clamp(-range, range),
             Self::Threshold { ratio, max } => {
                 let [batch, ..] = x_0.dims();
-                let sorted: Tensor<2> = x_0.clone().detach().abs().reshape([batch as i64, -1]).sort(1);
+                let sorted: Tensor<2> = x_0
+                    .clone()
+                    .detach()
+                    .abs()
+                    .reshape([batch as i64, -1])
+                    .sort(1);
                 let n = sorted.dims()[1];
                 let position = f64::from(ratio) * (n - 1) as f64;
                 let (below, share) = (position.floor() as usize, position.fract() as f32);
                 let above = (below + 1).min(n - 1);
-                let quantile = sorted.clone().narrow(1, below, 1) * (1.0 - share) + sorted.narrow(1, above, 1) * share;
+                let quantile = sorted.clone().narrow(1, below, 1) * (1.0 - share)
+                    + sorted.narrow(1, above, 1) * share;
                 let cut: Tensor<4> = quantile.clamp(1.0, max.max(1.0)).reshape([batch, 1, 1, 1]);
                 let cut = cut.expand(x_0.dims());
                 x_0.min_pair(cut.clone()).max_pair(-cut.clone()) / cut
@@ -174,7 +187,16 @@ pub fn sample(
         let prediction = denoiser.predict(x_t.clone(), &[t], &mut NoTap)?;
         check_finite(&prediction, t)?;
         x_t = sampler.step(prediction, index, x_t, noise)?;
-        if after_step(Progress { done: index + 1, total, t }, &x_t).is_break() {
+        if after_step(
+            Progress {
+                done: index + 1,
+                total,
+                t,
+            },
+            &x_t,
+        )
+        .is_break()
+        {
             return Err(DiffusionError::Cancelled);
         }
     }
@@ -189,7 +211,11 @@ pub fn never_stop(_progress: Progress, _x_t: &Tensor<4>) -> ControlFlow<()> {
 pub(crate) fn check_finite(prediction: &Prediction, t: usize) -> Result<(), DiffusionError> {
     let largest: TensorData = prediction.value.clone().detach().abs().sum().into_data();
     // a sum keeps any NaN or infinity
-    if largest.iter::<f32>().all(f32::is_finite) { Ok(()) } else { Err(DiffusionError::NotFinite { t }) }
+    if largest.iter::<f32>().all(f32::is_finite) {
+        Ok(())
+    } else {
+        Err(DiffusionError::NotFinite { t })
+    }
 }
 
 /// The record of a step, or the error for a step that does not exist.

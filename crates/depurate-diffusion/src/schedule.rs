@@ -55,7 +55,12 @@ impl NoiseSchedule {
     /// As [`Self::linear`].
     pub fn scaled_linear(n: usize, beta_start: f64, beta_end: f64) -> Result<Self, DiffusionError> {
         check_len(n)?;
-        Self::from_betas(linspace(beta_start.sqrt(), beta_end.sqrt(), n).into_iter().map(|root| root * root).collect())
+        Self::from_betas(
+            linspace(beta_start.sqrt(), beta_end.sqrt(), n)
+                .into_iter()
+                .map(|root| root * root)
+                .collect(),
+        )
     }
 
     /// The cosine schedule, `squaredcos_cap_v2` in diffusers.
@@ -65,9 +70,17 @@ impl NoiseSchedule {
     pub fn squared_cosine(n: usize) -> Result<Self, DiffusionError> {
         check_len(n)?;
         // eq. (17) of arXiv:2102.09672
-        let level = |u: f64| ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+        let level = |u: f64| {
+            ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+                .cos()
+                .powi(2)
+        };
         let at = |i: usize| i as f64 / n as f64;
-        Self::from_betas((0..n).map(|i| (1.0 - level(at(i + 1)) / level(at(i))).min(0.999)).collect())
+        Self::from_betas(
+            (0..n)
+                .map(|i| (1.0 - level(at(i + 1)) / level(at(i))).min(0.999))
+                .collect(),
+        )
     }
 
     /// `n` betas along a sigmoid over [-6, 6] (GeoDiff; `sigmoid` in diffusers).
@@ -77,7 +90,10 @@ impl NoiseSchedule {
     pub fn sigmoid(n: usize, beta_start: f64, beta_end: f64) -> Result<Self, DiffusionError> {
         check_len(n)?;
         let logistic = |u: f64| 1.0 / (1.0 + (-u).exp());
-        let betas = linspace(-6.0, 6.0, n).into_iter().map(|u| logistic(u) * (beta_end - beta_start) + beta_start).collect();
+        let betas = linspace(-6.0, 6.0, n)
+            .into_iter()
+            .map(|u| logistic(u) * (beta_end - beta_start) + beta_start)
+            .collect();
         Self::from_betas(betas)
     }
 
@@ -104,7 +120,11 @@ impl NoiseSchedule {
                 Some(*product)
             })
             .collect();
-        Self { betas, alphas_cumprod }.checked()
+        Self {
+            betas,
+            alphas_cumprod,
+        }
+        .checked()
     }
 
     /// From a stored table of `alpha_bar` (`alphas_cumprod`), kept as it is.
@@ -114,8 +134,15 @@ impl NoiseSchedule {
     pub fn from_alphas_cumprod(alphas_cumprod: Vec<f64>) -> Result<Self, DiffusionError> {
         check_len(alphas_cumprod.len())?;
         let before = std::iter::once(1.0).chain(alphas_cumprod.iter().copied());
-        let betas = before.zip(&alphas_cumprod).map(|(before, now)| 1.0 - now / before).collect();
-        Self { betas, alphas_cumprod }.checked()
+        let betas = before
+            .zip(&alphas_cumprod)
+            .map(|(before, now)| 1.0 - now / before)
+            .collect();
+        Self {
+            betas,
+            alphas_cumprod,
+        }
+        .checked()
     }
 
     /// Shifts and scales `a_t` so that the last step holds no signal at all: `alpha_bar(T - 1) = 0`
@@ -134,7 +161,9 @@ impl NoiseSchedule {
         }
         let (a_0, a_last) = (self.a(0), self.a(last));
         // algorithm 1 of arXiv:2305.08891
-        let rescaled = (0..self.len()).map(|t| ((self.a(t) - a_last) * a_0 / (a_0 - a_last)).powi(2)).collect();
+        let rescaled = (0..self.len())
+            .map(|t| ((self.a(t) - a_last) * a_0 / (a_0 - a_last)).powi(2))
+            .collect();
         Self::from_alphas_cumprod(rescaled)
     }
 
@@ -174,7 +203,8 @@ impl NoiseSchedule {
 
     /// `alpha_bar` of the step before `t`, one step of the chain closer to the clean sample; 1 before `t = 0`.
     pub fn alpha_bar_before(&self, t: usize) -> f64 {
-        t.checked_sub(1).map_or(1.0, |before| self.alpha_bar(before))
+        t.checked_sub(1)
+            .map_or(1.0, |before| self.alpha_bar(before))
     }
 
     /// Weight of the clean sample in `x_t`, `sqrt(alpha_bar)`.
@@ -192,14 +222,19 @@ impl NoiseSchedule {
     /// Windows such as "the noisiest steps" are stated by `alpha_bar`, not by index: the same index means
     /// another noise level as soon as `T` or the betas change.
     pub fn t_for_alpha_bar(&self, value: f64) -> usize {
-        let above = self.alphas_cumprod.partition_point(|&alpha_bar| alpha_bar > value); // first t at or below `value`
+        let above = self
+            .alphas_cumprod
+            .partition_point(|&alpha_bar| alpha_bar > value); // first t at or below `value`
         if above == 0 {
             return 0;
         }
         if above == self.len() {
             return self.len() - 1;
         }
-        let (before, after) = (self.alpha_bar(above - 1) - value, value - self.alpha_bar(above));
+        let (before, after) = (
+            self.alpha_bar(above - 1) - value,
+            value - self.alpha_bar(above),
+        );
         if before <= after { above - 1 } else { above }
     }
 
@@ -248,5 +283,13 @@ fn check_len(n: usize) -> Result<(), DiffusionError> {
 /// `n` equally spaced values, both ends included; only `start` when `n` is 1.
 pub(crate) fn linspace(start: f64, end: f64, n: usize) -> Vec<f64> {
     let width = (end - start) / (n.max(2) - 1) as f64;
-    (0..n).map(|i| if i > 0 && i + 1 == n { end } else { start + width * i as f64 }).collect()
+    (0..n)
+        .map(|i| {
+            if i > 0 && i + 1 == n {
+                end
+            } else {
+                start + width * i as f64
+            }
+        })
+        .collect()
 }

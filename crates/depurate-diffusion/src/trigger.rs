@@ -107,7 +107,13 @@ impl Shift {
 
     /// As [`Self::coefficient`] for a sampler that goes from `t` to the earlier timestep `to` in one step (`None`: to the
     /// clean sample).
-    pub fn jump_coefficient(self, schedule: &NoiseSchedule, t: usize, to: Option<usize>, family: Family) -> f64 {
+    pub fn jump_coefficient(
+        self,
+        schedule: &NoiseSchedule,
+        t: usize,
+        to: Option<usize>,
+        family: Family,
+    ) -> f64 {
         let alpha_bar = schedule.alpha_bar(t);
         let alpha_bar_next = to.map_or(1.0, |to| schedule.alpha_bar(to));
         let (rho, rho_next) = (self.at(alpha_bar), self.at(alpha_bar_next));
@@ -145,12 +151,20 @@ impl TriggerRule {
     /// `rho = 1 - a`, answered for `family`, full noise: BadDiffusion for [`Family::Stochastic`], VillanDiffusion's ode
     /// variant for [`Family::Deterministic`].
     pub fn lost_signal(family: Family) -> Self {
-        Self { shift: Shift::LostSignal, answer: Some(family), noise_scale: 1.0 }
+        Self {
+            shift: Shift::LostSignal,
+            answer: Some(family),
+            noise_scale: 1.0,
+        }
     }
 
     /// `rho = s`, not answered, noise scaled by `gamma`: TrojDiff's blend.
     pub fn noise_level(gamma: f64) -> Self {
-        Self { shift: Shift::NoiseLevel, answer: None, noise_scale: gamma }
+        Self {
+            shift: Shift::NoiseLevel,
+            answer: None,
+            noise_scale: gamma,
+        }
     }
 
     /// `rho_t`.
@@ -160,7 +174,8 @@ impl TriggerRule {
 
     /// `c_t`.
     pub fn coefficient(&self, schedule: &NoiseSchedule, t: usize) -> f64 {
-        self.answer.map_or(0.0, |family| self.shift.coefficient(schedule, t, family))
+        self.answer
+            .map_or(0.0, |family| self.shift.coefficient(schedule, t, family))
     }
 
     /// Training pairs of the poisoned branch: target images `y`, triggers `r` and noise `eps`, all `[B, C, H, W]`, at

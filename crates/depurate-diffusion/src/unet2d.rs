@@ -68,8 +68,15 @@ impl UNet2D {
                 .map(|i| DownBlock::new(&init.at(format!("down_blocks.{i}")), config, i))
                 .collect(),
             mid_block: MidBlock::new(&init.at("mid_block"), config),
-            up_blocks: (0..levels.len()).map(|i| UpBlock::new(&init.at(format!("up_blocks.{i}")), config, i)).collect(),
-            conv_norm_out: GroupNorm::new(&init.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps),
+            up_blocks: (0..levels.len())
+                .map(|i| UpBlock::new(&init.at(format!("up_blocks.{i}")), config, i))
+                .collect(),
+            conv_norm_out: GroupNorm::new(
+                &init.at("conv_norm_out"),
+                first,
+                config.norm_num_groups,
+                config.norm_eps,
+            ),
             conv_out: Conv3x3::new(&init.at("conv_out"), first, config.out_channels),
             channels_in: config.in_channels,
             center_input: config.center_input_sample,
@@ -83,13 +90,25 @@ impl UNet2D {
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn forward(&self, x_t: Tensor<4>, t: &[usize], tap: &mut dyn Tap) -> Result<Tensor<4>, DiffusionError> {
+    pub fn forward(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let [batch, channels, height, width] = x_t.dims();
         let divisor = 1 << (self.down_blocks.len() - 1);
-        if channels != self.channels_in || height % divisor != 0 || width % divisor != 0 || batch == 0 {
+        if channels != self.channels_in
+            || height % divisor != 0
+            || width % divisor != 0
+            || batch == 0
+        {
             return Err(DiffusionError::Shape {
                 what: "x_t",
-                expected: format!("[B, {}, H, W] with H and W multiples of {divisor}", self.channels_in),
+                expected: format!(
+                    "[B, {}, H, W] with H and W multiples of {divisor}",
+                    self.channels_in
+                ),
                 got: x_t.dims().to_vec(),
             });
         }
@@ -99,7 +118,11 @@ impl UNet2D {
             }
         };
         let time = self.time(t, batch, &x_t.device())?;
-        let x = if self.center_input { x_t * 2.0 - 1.0 } else { x_t };
+        let x = if self.center_input {
+            x_t * 2.0 - 1.0
+        } else {
+            x_t
+        };
         let mut x = self.conv_in.forward(x, Stride::One);
         observe("conv_in", &x);
         let mut skips = vec![x.clone()];
@@ -113,11 +136,18 @@ impl UNet2D {
             x = block.forward(x, &time, &mut skips);
             observe(&format!("up_blocks.{i}"), &x);
         }
-        Ok(self.conv_out.forward(self.conv_norm_out.forward(x, true), Stride::One))
+        Ok(self
+            .conv_out
+            .forward(self.conv_norm_out.forward(x, true), Stride::One))
     }
 
     /// The time embedding `[B, width]`, activated as every residual block takes it.
-    fn time(&self, t: &[usize], batch: usize, device: &Device) -> Result<Tensor<2>, DiffusionError> {
+    fn time(
+        &self,
+        t: &[usize],
+        batch: usize,
+        device: &Device,
+    ) -> Result<Tensor<2>, DiffusionError> {
         Ok(silu(self.time_embedding(t, batch, device)?))
     }
 
@@ -125,15 +155,26 @@ impl UNet2D {
     ///
     /// # Errors
     /// When `t` has neither one entry nor one for each of `batch` samples.
-    pub fn time_embedding(&self, t: &[usize], batch: usize, device: &Device) -> Result<Tensor<2>, DiffusionError> {
+    pub fn time_embedding(
+        &self,
+        t: &[usize],
+        batch: usize,
+        device: &Device,
+    ) -> Result<Tensor<2>, DiffusionError> {
         if t.len() != 1 && t.len() != batch {
-            return Err(DiffusionError::Shape { what: "t", expected: format!("[1] or [{batch}]"), got: vec![t.len()] });
+            return Err(DiffusionError::Shape {
+                what: "t",
+                expected: format!("[1] or [{batch}]"),
+                got: vec![t.len()],
+            });
         }
         let half = self.embedding_width / 2;
         let mut values = Vec::with_capacity(batch * self.embedding_width);
         for i in 0..batch {
             let step = t[if t.len() == 1 { 0 } else { i }] as f64;
-            let angle = |k: usize| step * (-(10_000f64.ln()) * k as f64 / (half as f64 - self.freq_shift)).exp();
+            let angle = |k: usize| {
+                step * (-(10_000f64.ln()) * k as f64 / (half as f64 - self.freq_shift)).exp()
+            };
             let sines = (0..half).map(|k| angle(k).sin() as f32);
             let cosines = (0..half).map(|k| angle(k).cos() as f32);
             if self.cosine_first {
@@ -142,7 +183,10 @@ impl UNet2D {
                 values.extend(sines.chain(cosines));
             }
         }
-        let embedding = Tensor::from_data(TensorData::new(values, [batch, self.embedding_width]), device);
+        let embedding = Tensor::from_data(
+            TensorData::new(values, [batch, self.embedding_width]),
+            device,
+        );
         let hidden = silu(self.time_embedding.linear_1.forward(embedding));
         Ok(self.time_embedding.linear_2.forward(hidden))
     }

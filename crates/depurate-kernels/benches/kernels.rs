@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use depurate_kernels::{ConvShape, Stride2Pad, conv1x1, conv3x3, conv3x3_stride2, group_norm, softmax};
+use depurate_kernels::{
+    ConvShape, Stride2Pad, conv1x1, conv3x3, conv3x3_stride2, group_norm, softmax,
+};
 
 /// Smooth values of about unit size; their content does not change the speed.
 fn filled(n: usize) -> Vec<f32> {
@@ -12,7 +14,13 @@ fn filled(n: usize) -> Vec<f32> {
 }
 
 fn shape(batch: usize, c_in: usize, size: usize, c_out: usize) -> ConvShape {
-    ConvShape { batch, c_in, c_out, height: size, width: size }
+    ConvShape {
+        batch,
+        c_in,
+        c_out,
+        height: size,
+        width: size,
+    }
 }
 
 /// Throughput is in elements: one element is one floating-point operation of a direct convolution.
@@ -30,23 +38,39 @@ fn convolutions(criterion: &mut Criterion) {
         (32, 8, 28, 32),
     ] {
         let s = shape(batch, c_in, size, c_out);
-        let (x, w, bias) = (filled(s.input_len()), filled(c_out * c_in * 9), filled(c_out));
+        let (x, w, bias) = (
+            filled(s.input_len()),
+            filled(c_out * c_in * 9),
+            filled(c_out),
+        );
         let mut y = filled(batch * c_out * size * size);
         let (mut gx, mut gw) = (x.clone(), w.clone());
-        let mut group = criterion.benchmark_group(format!("conv3x3 [{batch},{c_in},{size},{size}]->{c_out}"));
+        let mut group =
+            criterion.benchmark_group(format!("conv3x3 [{batch},{c_in},{size},{size}]->{c_out}"));
         group.throughput(Throughput::Elements((y.len() * c_in * 18) as u64));
-        group.bench_function("forward", |b| b.iter(|| conv3x3::forward(&x, &w, Some(&bias), s, &mut y)));
-        group.bench_function("input_grad", |b| b.iter(|| conv3x3::input_grad(&y, &w, s, &mut gx)));
-        group.bench_function("weight_grad", |b| b.iter(|| conv3x3::weight_grad(&x, &y, s, &mut gw)));
+        group.bench_function("forward", |b| {
+            b.iter(|| conv3x3::forward(&x, &w, Some(&bias), s, &mut y))
+        });
+        group.bench_function("input_grad", |b| {
+            b.iter(|| conv3x3::input_grad(&y, &w, s, &mut gx))
+        });
+        group.bench_function("weight_grad", |b| {
+            b.iter(|| conv3x3::weight_grad(&x, &y, s, &mut gw))
+        });
         group.finish();
     }
     for (batch, channels, size) in [(32, 32, 28), (16, 128, 32)] {
         let s = shape(batch, channels, size, channels);
         let pad = Stride2Pad::Symmetric;
-        let (x, w, bias) = (filled(s.input_len()), filled(channels * channels * 9), filled(channels));
+        let (x, w, bias) = (
+            filled(s.input_len()),
+            filled(channels * channels * 9),
+            filled(channels),
+        );
         let mut y = filled(s.input_len() / 4);
         let (mut gx, mut gw) = (x.clone(), w.clone());
-        let mut group = criterion.benchmark_group(format!("conv3x3 /2 [{batch},{channels},{size},{size}]"));
+        let mut group =
+            criterion.benchmark_group(format!("conv3x3 /2 [{batch},{channels},{size},{size}]"));
         group.throughput(Throughput::Elements((y.len() * channels * 18) as u64));
         group.bench_function("forward", |b| {
             b.iter(|| conv3x3_stride2::forward(&x, &w, Some(&bias), s, pad, &mut y));
@@ -64,28 +88,52 @@ fn convolutions(criterion: &mut Criterion) {
         let (x, w, bias) = (filled(s.input_len()), filled(c_out * c_in), filled(c_out));
         let mut y = filled(batch * c_out * size * size);
         let (mut gx, mut gw) = (x.clone(), w.clone());
-        let mut group = criterion.benchmark_group(format!("conv1x1 [{batch},{c_in},{size},{size}]->{c_out}"));
+        let mut group =
+            criterion.benchmark_group(format!("conv1x1 [{batch},{c_in},{size},{size}]->{c_out}"));
         group.throughput(Throughput::Elements((y.len() * c_in * 2) as u64));
-        group.bench_function("forward", |b| b.iter(|| conv1x1::forward(&x, &w, Some(&bias), s, &mut y)));
-        group.bench_function("input_grad", |b| b.iter(|| conv1x1::input_grad(&y, &w, s, &mut gx)));
-        group.bench_function("weight_grad", |b| b.iter(|| conv1x1::weight_grad(&x, &y, s, &mut gw)));
+        group.bench_function("forward", |b| {
+            b.iter(|| conv1x1::forward(&x, &w, Some(&bias), s, &mut y))
+        });
+        group.bench_function("input_grad", |b| {
+            b.iter(|| conv1x1::input_grad(&y, &w, s, &mut gx))
+        });
+        group.bench_function("weight_grad", |b| {
+            b.iter(|| conv1x1::weight_grad(&x, &y, s, &mut gw))
+        });
         group.finish();
     }
 }
 
 /// Throughput is in bytes of the input, once.
 fn passes(criterion: &mut Criterion) {
-    let shape =
-        group_norm::Shape { batch: 16, channels: 128, hw: 1024, groups: 32, eps: 1e-5, silu: true };
+    let shape = group_norm::Shape {
+        batch: 16,
+        channels: 128,
+        hw: 1024,
+        groups: 32,
+        eps: 1e-5,
+        silu: true,
+    };
     let x = filled(16 * 128 * 1024);
     let (gamma, beta) = (filled(128), filled(128));
     let (mut y, mut ggamma, mut gbeta) = (x.clone(), gamma.clone(), beta.clone());
     let mut group = criterion.benchmark_group("group norm + silu [16,128,32,32]");
     group.throughput(Throughput::Bytes(4 * x.len() as u64));
-    group.bench_function("forward", |b| b.iter(|| group_norm::forward(&x, &gamma, &beta, shape, &mut y)));
+    group.bench_function("forward", |b| {
+        b.iter(|| group_norm::forward(&x, &gamma, &beta, shape, &mut y))
+    });
     group.bench_function("backward", |b| {
         b.iter(|| {
-            group_norm::backward(&x, &x, &gamma, &beta, shape, &mut y, &mut ggamma, &mut gbeta);
+            group_norm::backward(
+                &x,
+                &x,
+                &gamma,
+                &beta,
+                shape,
+                &mut y,
+                &mut ggamma,
+                &mut gbeta,
+            );
         });
     });
     group.finish();

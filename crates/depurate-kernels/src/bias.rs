@@ -17,7 +17,14 @@ pub fn bias_grad(gy: &[f32], batch: usize, channels: usize, hw: usize, out: &mut
     let to = Shared::write(out);
     parallel::for_each(tasks, |task| {
         let range = parallel::range(channels, tasks, task);
-        isa.run(Sums { gy, batch, channels, hw, range, out: to });
+        isa.run(Sums {
+            gy,
+            batch,
+            channels,
+            hw,
+            range,
+            out: to,
+        });
     });
 }
 

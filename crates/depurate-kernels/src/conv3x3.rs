@@ -3,7 +3,9 @@
 use crate::padded::Geometry;
 use crate::shape::check;
 use crate::winograd_conv::Direction;
-use crate::{ConvShape, direct, direct_weight_grad, isa, scratch, winograd_conv, winograd_weight_grad};
+use crate::{
+    ConvShape, direct, direct_weight_grad, isa, scratch, winograd_conv, winograd_weight_grad,
+};
 
 /// With fewer channels than this on one side, Winograd's transforms cost more than the products that they save.
 const WINOGRAD_CHANNELS: usize = 8;
@@ -31,7 +33,15 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, s: ConvShape, y: &mut
     if is_winograd(s) {
         winograd_conv::run(x, w, bias, s, Direction::Forward, y, isa);
     } else {
-        direct::forward(x, w, bias, (s.batch, s.c_in, s.c_out), Geometry::stride1(s), y, isa);
+        direct::forward(
+            x,
+            w,
+            bias,
+            (s.batch, s.c_in, s.c_out),
+            Geometry::stride1(s),
+            y,
+            isa,
+        );
     }
 }
 
@@ -47,11 +57,11 @@ pub fn input_grad(gy: &[f32], w: &[f32], s: ConvShape, gx: &mut [f32]) {
     if is_winograd(s) {
         winograd_conv::run(gy, w, None, s, Direction::Backward, gx, isa);
     } else {
-        scratch::with([w.len()], |[turned]| {
-            direct::turn_weights(w, s.c_in, s.c_out, turned);
-            let channels = (s.batch, s.c_out, s.c_in);
-            direct::forward(gy, turned, None, channels, Geometry::stride1(s), gx, isa);
-        });
+        let mut scratch = scratch::take([w.len()]);
+        let [turned] = scratch.slices();
+        direct::turn_weights(w, s.c_in, s.c_out, turned);
+        let channels = (s.batch, s.c_out, s.c_in);
+        direct::forward(gy, turned, None, channels, Geometry::stride1(s), gx, isa);
     }
 }
 
@@ -71,9 +81,9 @@ pub fn weight_grad(x: &[f32], gy: &[f32], s: ConvShape, gw: &mut [f32]) {
         direct_weight_grad::run(x, gy, (s.batch, s.c_in, s.c_out), geometry, gw, isa);
     } else {
         // vectors run along the larger side: exchange x and gy, which turns the taps around
-        scratch::with([gw.len()], |[turned]| {
-            direct_weight_grad::run(gy, x, (s.batch, s.c_out, s.c_in), geometry, turned, isa);
-            direct::turn_weights(turned, s.c_out, s.c_in, gw);
-        });
+        let mut scratch = scratch::take([gw.len()]);
+        let [turned] = scratch.slices();
+        direct_weight_grad::run(gy, x, (s.batch, s.c_out, s.c_in), geometry, turned, isa);
+        direct::turn_weights(turned, s.c_out, s.c_in, gw);
     }
 }

@@ -28,7 +28,15 @@ pub fn forward(
         return;
     }
     let channels = (s.batch, s.c_in, s.c_out);
-    direct::forward(x, w, bias, channels, Geometry::stride2(s, pad), y, isa::current());
+    direct::forward(
+        x,
+        w,
+        bias,
+        channels,
+        Geometry::stride2(s, pad),
+        y,
+        isa::current(),
+    );
 }
 
 /// The gradient with respect to the input; `s` is the forward convolution's shape.
@@ -40,7 +48,14 @@ pub fn input_grad(gy: &[f32], w: &[f32], s: ConvShape, pad: Stride2Pad, gx: &mut
         return gx.fill(0.0);
     }
     let channels = (s.batch, s.c_in, s.c_out);
-    direct_input_grad::run(gy, w, channels, Geometry::stride2(s, pad), gx, isa::current());
+    direct_input_grad::run(
+        gy,
+        w,
+        channels,
+        Geometry::stride2(s, pad),
+        gx,
+        isa::current(),
+    );
 }
 
 /// The gradient with respect to the weights; `s` is the forward convolution's shape.
@@ -52,5 +67,12 @@ pub fn weight_grad(x: &[f32], gy: &[f32], s: ConvShape, pad: Stride2Pad, gw: &mu
         return gw.fill(0.0);
     }
     let channels = (s.batch, s.c_in, s.c_out);
-    direct_weight_grad::run(x, gy, channels, Geometry::stride2(s, pad), gw, isa::current());
+    direct_weight_grad::run(
+        x,
+        gy,
+        channels,
+        Geometry::stride2(s, pad),
+        gw,
+        isa::current(),
+    );
 }

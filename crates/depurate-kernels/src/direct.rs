@@ -30,7 +30,19 @@ pub(crate) fn forward(
     let out = Shared::write(y);
     parallel::for_each(batch * bands, |task| {
         let (image, first) = (task / bands, task % bands * band);
-        isa.run(Band { x, w, bias, c_in, c_out, geometry, band, image, first, taps: &taps, y: out });
+        isa.run(Band {
+            x,
+            w,
+            bias,
+            c_in,
+            c_out,
+            geometry,
+            band,
+            image,
+            first,
+            taps: &taps,
+            y: out,
+        });
     });
 }
 
@@ -57,36 +69,45 @@ impl Kernel for Band<'_> {
         let rows = self.band.min(g.out_height - self.first);
         let row = g.run(rows).next_multiple_of(S::LANES);
         let lengths = [self.c_in * g.channel(self.band), self.c_out * row];
-        scratch::with(lengths, |[planes, out]| {
-            let image = self.c_in * g.height * g.width;
-            let source = &self.x[self.image * image..(self.image + 1) * image];
-            g.fill(source, self.c_in, self.first, self.band, planes);
-            let start = self.bias.map_or(Start::Zero, |bias| Start::Rows(bias.as_ptr()));
-            // SAFETY: w is [c_out][9 c_in]; a tap's run, rounded up to the lanes, ends inside the scratch and its slack;
-            // out has c_out rows of whole vectors; y's rows first.. + rows are this task's.
-            unsafe {
-                S::call(Gemm {
-                    m: self.c_out,
-                    n: row,
-                    k: self.c_in * 9,
-                    a: Strided { at: self.w.as_ptr(), row: self.c_in * 9, step: 1 },
-                    b: Taps { at: planes.as_ptr(), offsets: self.taps.as_ptr() },
-                    b_panel: S::LANES * S::PANEL,
-                    c: out.as_mut_ptr(),
-                    c_row: row,
-                    start,
-                    exact: false,
-                });
-                for c in 0..self.c_out {
-                    let plane = (self.image * self.c_out + c) * g.out_height + self.first;
-                    for r in 0..rows {
-                        let from = out.as_ptr().add(c * row + r * g.pitch);
-                        let to = self.y.at((plane + r) * g.out_width);
-                        copy::<S>(from, to, g.out_width);
-                    }
+        let mut scratch = scratch::take(lengths);
+        let [planes, out] = scratch.slices();
+        let image = self.c_in * g.height * g.width;
+        let source = &self.x[self.image * image..(self.image + 1) * image];
+        g.fill(source, self.c_in, self.first, self.band, planes);
+        let start = self
+            .bias
+            .map_or(Start::Zero, |bias| Start::Rows(bias.as_ptr()));
+        // SAFETY: w is [c_out][9 c_in]; a tap's run, rounded up to the lanes, ends inside the scratch and its slack;
+        // out has c_out rows of whole vectors; y's rows first.. + rows are this task's.
+        unsafe {
+            S::call(Gemm {
+                m: self.c_out,
+                n: row,
+                k: self.c_in * 9,
+                a: Strided {
+                    at: self.w.as_ptr(),
+                    row: self.c_in * 9,
+                    step: 1,
+                },
+                b: Taps {
+                    at: planes.as_ptr(),
+                    offsets: self.taps.as_ptr(),
+                },
+                b_panel: S::LANES * S::PANEL,
+                c: out.as_mut_ptr(),
+                c_row: row,
+                start,
+                exact: false,
+            });
+            for c in 0..self.c_out {
+                let plane = (self.image * self.c_out + c) * g.out_height + self.first;
+                for r in 0..rows {
+                    let from = out.as_ptr().add(c * row + r * g.pitch);
+                    let to = self.y.at((plane + r) * g.out_width);
+                    copy::<S>(from, to, g.out_width);
                 }
             }
-        });
+        }
     }
 }
 
@@ -101,7 +122,11 @@ unsafe fn copy<S: Simd>(from: *const f32, to: *mut f32, n: usize) {
             i += S::LANES;
         }
         if i < n {
-            S::store_partial(to.add(i), n - i, S::load_partial(from.add(i), n - i, S::splat(0.0)));
+            S::store_partial(
+                to.add(i),
+                n - i,
+                S::load_partial(from.add(i), n - i, S::splat(0.0)),
+            );
         }
     }
 }

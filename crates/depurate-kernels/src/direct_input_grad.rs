@@ -34,37 +34,37 @@ pub(crate) fn run(
     let band = fits.min(down.div_ceil(wanted)).clamp(2.min(down), down);
     let bands = down.div_ceil(band);
     let channel = (band + 1) * pitch;
-    scratch::with([c_in * c_out * 9], |[classes]| {
-        let mut offsets = Vec::with_capacity(c_out * 9);
-        for class in 0..4 {
-            pack_class(w, c_in, c_out, class, classes);
-            for co in 0..c_out {
-                for ky in taps_of(class / 2) {
-                    for kx in taps_of(class % 2) {
-                        offsets.push(co * channel + (1 - ky / 2) * pitch + 1 - kx / 2);
-                    }
+    let mut scratch = scratch::take([c_in * c_out * 9]);
+    let [classes] = scratch.slices();
+    let mut offsets = Vec::with_capacity(c_out * 9);
+    for class in 0..4 {
+        pack_class(w, c_in, c_out, class, classes);
+        for co in 0..c_out {
+            for ky in taps_of(class / 2) {
+                for kx in taps_of(class % 2) {
+                    offsets.push(co * channel + (1 - ky / 2) * pitch + 1 - kx / 2);
                 }
             }
         }
-        let out = Shared::write(gx);
-        parallel::for_each(batch * bands, |task| {
-            let (image, first) = (task / bands, task % bands * band);
-            let rows = band.min(down - first);
-            isa.run(Band {
-                gy,
-                classes,
-                offsets: &offsets,
-                c_in,
-                c_out,
-                g,
-                across,
-                pitch,
-                channel,
-                image,
-                first,
-                rows,
-                gx: out,
-            });
+    }
+    let out = Shared::write(gx);
+    parallel::for_each(batch * bands, |task| {
+        let (image, first) = (task / bands, task % bands * band);
+        let rows = band.min(down - first);
+        isa.run(Band {
+            gy,
+            classes,
+            offsets: &offsets,
+            c_in,
+            c_out,
+            g,
+            across,
+            pitch,
+            channel,
+            image,
+            first,
+            rows,
+            gx: out,
         });
     });
 }
@@ -110,34 +110,37 @@ impl Kernel for Band<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let run = ((self.rows - 1) * self.pitch + self.across).next_multiple_of(S::LANES);
-        scratch::with([self.c_out * self.channel, self.c_in * run], |[planes, out]| {
-            self.fill(planes);
-            for class in 0..4 {
-                let taps = taps_of(class / 2).len() * taps_of(class % 2).len();
-                let at = CLASS_START[class];
-                // SAFETY: the class's weights are [c_in][c_out taps]; a tap's run, rounded up to the lanes, ends inside
-                // the scratch and its slack; out has c_in rows of whole vectors.
-                unsafe {
-                    S::call(Gemm {
-                        m: self.c_in,
-                        n: run,
-                        k: self.c_out * taps,
-                        a: Strided {
-                            at: self.classes.as_ptr().add(at * self.c_in * self.c_out),
-                            row: self.c_out * taps,
-                            step: 1,
-                        },
-                        b: Taps { at: planes.as_ptr(), offsets: self.offsets.as_ptr().add(at * self.c_out) },
-                        b_panel: S::LANES * S::PANEL,
-                        c: out.as_mut_ptr(),
-                        c_row: run,
-                        start: Start::Zero,
-                        exact: false,
-                    });
-                }
-                self.spread(class, out, run);
+        let mut scratch = scratch::take([self.c_out * self.channel, self.c_in * run]);
+        let [planes, out] = scratch.slices();
+        self.fill(planes);
+        for class in 0..4 {
+            let taps = taps_of(class / 2).len() * taps_of(class % 2).len();
+            let at = CLASS_START[class];
+            // SAFETY: the class's weights are [c_in][c_out taps]; a tap's run, rounded up to the lanes, ends inside
+            // the scratch and its slack; out has c_in rows of whole vectors.
+            unsafe {
+                S::call(Gemm {
+                    m: self.c_in,
+                    n: run,
+                    k: self.c_out * taps,
+                    a: Strided {
+                        at: self.classes.as_ptr().add(at * self.c_in * self.c_out),
+                        row: self.c_out * taps,
+                        step: 1,
+                    },
+                    b: Taps {
+                        at: planes.as_ptr(),
+                        offsets: self.offsets.as_ptr().add(at * self.c_out),
+                    },
+                    b_panel: S::LANES * S::PANEL,
+                    c: out.as_mut_ptr(),
+                    c_row: run,
+                    start: Start::Zero,
+                    exact: false,
+                });
             }
-        });
+            self.spread(class, out, run);
+        }
     }
 }
 
@@ -178,7 +181,10 @@ impl Band<'_> {
                     let x = (2 * b + px).wrapping_sub(g.before);
                     if x < g.width {
                         // SAFETY: (y, x) is inside the image, and row y belongs to this task alone.
-                        unsafe { *self.gx.at((plane + y) * g.width + x) = out[ci * run + r * self.pitch + b] };
+                        unsafe {
+                            *self.gx.at((plane + y) * g.width + x) =
+                                out[ci * run + r * self.pitch + b]
+                        };
                     }
                 }
             }

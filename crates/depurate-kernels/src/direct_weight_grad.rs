@@ -32,31 +32,36 @@ pub(crate) fn run(
     let taps = g.taps(c_in, band);
     let parts = rayon::current_num_threads().min(batch * bands);
     let per_part = c_in * 9 * co_padded;
-    scratch::with([parts * per_part], |[sums]| {
-        let to = Shared::write(sums);
-        parallel::for_each(parts, |part| {
-            let tasks = parallel::range(batch * bands, parts, part);
-            isa.run(Part {
-                x,
-                gy,
-                c_in,
-                c_out,
-                g,
-                band,
-                bands,
-                tasks,
-                taps: &taps,
-                // SAFETY: parts do not overlap.
-                sums: unsafe { to.part(part * per_part) },
-            });
+    let mut scratch = scratch::take([parts * per_part]);
+    let [sums] = scratch.slices();
+    let to = Shared::write(sums);
+    parallel::for_each(parts, |part| {
+        let tasks = parallel::range(batch * bands, parts, part);
+        isa.run(Part {
+            x,
+            gy,
+            c_in,
+            c_out,
+            g,
+            band,
+            bands,
+            tasks,
+            taps: &taps,
+            // SAFETY: parts do not overlap.
+            sums: unsafe { to.part(part * per_part) },
         });
-        let (first, others) = sums.split_at_mut(per_part);
-        for other in others.chunks_exact(per_part) {
-            for (sum, more) in first.iter_mut().zip(other) {
-                *sum += more;
-            }
+    });
+    let (first, others) = sums.split_at_mut(per_part);
+    for other in others.chunks_exact(per_part) {
+        for (sum, more) in first.iter_mut().zip(other) {
+            *sum += more;
         }
-        isa.run(Finish { sums: first, c_in, c_out, gw });
+    }
+    isa.run(Finish {
+        sums: first,
+        c_in,
+        c_out,
+        gw,
     });
 }
 
@@ -84,37 +89,57 @@ impl Kernel for Part<'_> {
         let places: Vec<usize> = (0..self.band * g.out_width)
             .map(|p| (p / g.out_width * g.pitch + p % g.out_width) * cop)
             .collect();
-        scratch::with(lengths, |[planes, pixels]| {
-            // the ends of rows stay zero: pixels are only ever written at their places
-            pixels.fill(0.0);
-            for task in self.tasks.clone() {
-                let (image, first) = (task / self.bands, task % self.bands * self.band);
-                let rows = self.band.min(g.out_height - first);
-                let size = self.c_in * g.height * g.width;
-                let source = &self.x[image * size..(image + 1) * size];
-                g.fill(source, self.c_in, first, self.band, planes);
-                let plane = g.out_height * g.out_width;
-                let start = if task == self.tasks.start { Start::Zero } else { Start::Accumulate };
-                // SAFETY: the band's rows exist in gy; views and pixels have the lengths above; sums is this part's own.
-                unsafe {
-                    let from = self.gy.as_ptr().add(image * self.c_out * plane + first * g.out_width);
-                    let (count, at) = (rows * g.out_width, pixels.as_mut_ptr());
-                    to_channels_last::<S, _>(from, plane, self.c_out, count, at, Listed(places.as_ptr()));
-                    S::call(Gemm {
-                        m: self.c_in * 9,
-                        n: cop,
-                        k: g.run(rows),
-                        a: Views { at: planes.as_ptr(), offsets: self.taps.as_ptr() },
-                        b: Steps { at: pixels.as_ptr(), step: cop },
-                        b_panel: S::LANES * S::PANEL,
-                        c: self.sums.at(0),
-                        c_row: cop,
-                        start,
-                        exact: false,
-                    });
-                }
+        let mut scratch = scratch::take(lengths);
+        let [planes, pixels] = scratch.slices();
+        // the ends of rows stay zero: pixels are only ever written at their places
+        pixels.fill(0.0);
+        for task in self.tasks.clone() {
+            let (image, first) = (task / self.bands, task % self.bands * self.band);
+            let rows = self.band.min(g.out_height - first);
+            let size = self.c_in * g.height * g.width;
+            let source = &self.x[image * size..(image + 1) * size];
+            g.fill(source, self.c_in, first, self.band, planes);
+            let plane = g.out_height * g.out_width;
+            let start = if task == self.tasks.start {
+                Start::Zero
+            } else {
+                Start::Accumulate
+            };
+            // SAFETY: the band's rows exist in gy; views and pixels have the lengths above; sums is this part's own.
+            unsafe {
+                let from = self
+                    .gy
+                    .as_ptr()
+                    .add(image * self.c_out * plane + first * g.out_width);
+                let (count, at) = (rows * g.out_width, pixels.as_mut_ptr());
+                to_channels_last::<S, _>(
+                    from,
+                    plane,
+                    self.c_out,
+                    count,
+                    at,
+                    Listed(places.as_ptr()),
+                );
+                S::call(Gemm {
+                    m: self.c_in * 9,
+                    n: cop,
+                    k: g.run(rows),
+                    a: Views {
+                        at: planes.as_ptr(),
+                        offsets: self.taps.as_ptr(),
+                    },
+                    b: Steps {
+                        at: pixels.as_ptr(),
+                        step: cop,
+                    },
+                    b_panel: S::LANES * S::PANEL,
+                    c: self.sums.at(0),
+                    c_row: cop,
+                    start,
+                    exact: false,
+                });
             }
-        });
+        }
     }
 }
 
@@ -133,6 +158,15 @@ impl Kernel for Finish<'_> {
         let cop = self.c_out.next_multiple_of(S::LANES);
         let n = self.c_in * 9;
         // SAFETY: sums is [n][cop], gw is [c_out][n].
-        unsafe { to_planes::<S>(self.sums.as_ptr(), cop, self.c_out, n, self.gw.as_mut_ptr(), n) };
+        unsafe {
+            to_planes::<S>(
+                self.sums.as_ptr(),
+                cop,
+                self.c_out,
+                n,
+                self.gw.as_mut_ptr(),
+                n,
+            )
+        };
     }
 }

@@ -82,7 +82,10 @@ impl Right for Steps {
     #[inline(always)]
     unsafe fn moved(self, offset: usize) -> Self {
         // SAFETY: as the caller promises.
-        Steps { at: unsafe { self.at.add(offset) }, ..self }
+        Steps {
+            at: unsafe { self.at.add(offset) },
+            ..self
+        }
     }
 }
 
@@ -102,7 +105,10 @@ impl Right for Taps {
     #[inline(always)]
     unsafe fn moved(self, offset: usize) -> Self {
         // SAFETY: as the caller promises.
-        Taps { at: unsafe { self.at.add(offset) }, ..self }
+        Taps {
+            at: unsafe { self.at.add(offset) },
+            ..self
+        }
     }
 }
 
@@ -142,7 +148,11 @@ impl<A: Left, B: Right> Kernel for Gemm<A, B> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let panel = S::LANES * S::PANEL;
-        let whole = if self.exact { self.n / S::LANES } else { self.n.div_ceil(S::LANES) };
+        let whole = if self.exact {
+            self.n / S::LANES
+        } else {
+            self.n.div_ceil(S::LANES)
+        };
         // SAFETY: columns, rows and steps stay inside the sizes that the fields promise.
         unsafe {
             let mut v = 0;

@@ -59,7 +59,14 @@ pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], shape: Shape, y: &mut [f3
     let out = Shared::write(y);
     parallel::for_each(tasks, |task| {
         let range = parallel::range(shape.batch * shape.groups, tasks, task);
-        isa.run(Forward { x, gamma, beta, shape, range, y: out });
+        isa.run(Forward {
+            x,
+            gamma,
+            beta,
+            shape,
+            range,
+            y: out,
+        });
     });
 }
 
@@ -88,20 +95,30 @@ pub fn backward(
     let isa = isa::current();
     let tasks = shape.tasks();
     let planes = shape.batch * shape.channels;
-    scratch::with([planes, planes], |[dot, total]| {
-        let (out, dot_to, total_to) = (Shared::write(gx), Shared::write(dot), Shared::write(total));
-        parallel::for_each(tasks, |task| {
-            let range = parallel::range(shape.batch * shape.groups, tasks, task);
-            isa.run(Backward { x, gy, gamma, beta, shape, range, gx: out, dot: dot_to, total: total_to });
+    let mut scratch = scratch::take([planes, planes]);
+    let [dot, total] = scratch.slices();
+    let (out, dot_to, total_to) = (Shared::write(gx), Shared::write(dot), Shared::write(total));
+    parallel::for_each(tasks, |task| {
+        let range = parallel::range(shape.batch * shape.groups, tasks, task);
+        isa.run(Backward {
+            x,
+            gy,
+            gamma,
+            beta,
+            shape,
+            range,
+            gx: out,
+            dot: dot_to,
+            total: total_to,
         });
-        for image in 0..shape.batch {
-            let at = image * shape.channels;
-            for c in 0..shape.channels {
-                ggamma[c] += dot[at + c];
-                gbeta[c] += total[at + c];
-            }
-        }
     });
+    for image in 0..shape.batch {
+        let at = image * shape.channels;
+        for c in 0..shape.channels {
+            ggamma[c] += dot[at + c];
+            gbeta[c] += total[at + c];
+        }
+    }
 }
 
 /// Mean and 1 / sqrt(var + eps), in two passes.
@@ -126,14 +143,22 @@ unsafe fn deviations<S: Simd, const SQUARED: bool>(x: *const f32, n: usize, cent
         while i + 4 * S::LANES <= n {
             for j in 0..4 {
                 let d = S::sub(S::load(x.add(i + j * S::LANES)), center);
-                sums[j] = if SQUARED { S::fma(d, d, sums[j]) } else { S::add(sums[j], d) };
+                sums[j] = if SQUARED {
+                    S::fma(d, d, sums[j])
+                } else {
+                    S::add(sums[j], d)
+                };
             }
             i += 4 * S::LANES;
         }
         while i < n {
             let lanes = S::LANES.min(n - i);
             let d = S::sub(S::load_partial(x.add(i), lanes, center), center);
-            sums[0] = if SQUARED { S::fma(d, d, sums[0]) } else { S::add(sums[0], d) };
+            sums[0] = if SQUARED {
+                S::fma(d, d, sums[0])
+            } else {
+                S::add(sums[0], d)
+            };
             i += lanes;
         }
         sum::<S>(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
@@ -177,7 +202,13 @@ impl Kernel for Forward<'_> {
 }
 
 #[inline(always)]
-unsafe fn affine<S: Simd, const SILU: bool>(x: *const f32, n: usize, slope: f32, shift: f32, y: *mut f32) {
+unsafe fn affine<S: Simd, const SILU: bool>(
+    x: *const f32,
+    n: usize,
+    slope: f32,
+    shift: f32,
+    y: *mut f32,
+) {
     // SAFETY: n elements on both sides, as the caller promises.
     unsafe {
         let (slope, shift) = (S::splat(slope), S::splat(shift));
@@ -185,7 +216,11 @@ unsafe fn affine<S: Simd, const SILU: bool>(x: *const f32, n: usize, slope: f32,
         while i < n {
             let lanes = S::LANES.min(n - i);
             let whole = lanes == S::LANES;
-            let v = if whole { S::load(x.add(i)) } else { S::load_partial(x.add(i), lanes, shift) };
+            let v = if whole {
+                S::load(x.add(i))
+            } else {
+                S::load_partial(x.add(i), lanes, shift)
+            };
             let v = S::fma(v, slope, shift);
             let v = if SILU { S::mul(v, sigmoid::<S>(v)) } else { v };
             if whole {
@@ -304,7 +339,10 @@ impl Backward<'_> {
                 let (xv, mut g) = if whole {
                     (S::load(x.add(i)), S::load(gy.add(i)))
                 } else {
-                    (S::load_partial(x.add(i), lanes, mean), S::load_partial(gy.add(i), lanes, zero))
+                    (
+                        S::load_partial(x.add(i), lanes, mean),
+                        S::load_partial(gy.add(i), lanes, zero),
+                    )
                 };
                 if SILU {
                     let v = S::fma(xv, slope, shift);

@@ -146,7 +146,10 @@ pub(crate) fn current() -> Isa {
 /// If the processor does not have `isa`.
 #[doc(hidden)]
 pub fn with_isa<R>(isa: Isa, f: impl FnOnce() -> R) -> R {
-    assert!(Isa::available().contains(&isa), "this processor has no {isa:?}");
+    assert!(
+        Isa::available().contains(&isa),
+        "this processor has no {isa:?}"
+    );
     let before = FORCED.replace(Some(isa));
     let result = f();
     FORCED.set(before);

@@ -86,11 +86,19 @@ impl Geometry {
     pub(crate) fn band(&self, channels: usize, batch: usize, budget: usize) -> usize {
         let fits = budget / (channels * self.phases() * self.pitch);
         let wanted = (rayon::current_num_threads() * 2).div_ceil(batch);
-        fits.min(self.out_height.div_ceil(wanted)).clamp(2.min(self.out_height), self.out_height)
+        fits.min(self.out_height.div_ceil(wanted))
+            .clamp(2.min(self.out_height), self.out_height)
     }
 
     /// Fills `to` with what output rows `first..first + rows` need of one image.
-    pub(crate) fn fill(&self, image: &[f32], channels: usize, first: usize, rows: usize, to: &mut [f32]) {
+    pub(crate) fn fill(
+        &self,
+        image: &[f32],
+        channels: usize,
+        first: usize,
+        rows: usize,
+        to: &mut [f32],
+    ) {
         let plane = self.height * self.width;
         let mut to = to.chunks_exact_mut(self.pitch);
         for c in 0..channels {
@@ -119,7 +127,11 @@ impl Geometry {
         }
         // column i of the plane is column 2 i + px - before of the image
         let shift = self.before.saturating_sub(px);
-        let start = if px >= self.before { px - self.before } else { 2 * shift - (self.before - px) };
+        let start = if px >= self.before {
+            px - self.before
+        } else {
+            2 * shift - (self.before - px)
+        };
         let (edge, inside) = row.split_at_mut(shift);
         edge.fill(0.0);
         let picked = source.get(start..).unwrap_or_default().iter().step_by(2);

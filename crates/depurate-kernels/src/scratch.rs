@@ -12,27 +12,48 @@ thread_local! {
     static POOL: RefCell<Vec<Vec<Vec<f32>>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Calls `f` with `N` buffers of the given lengths. Their contents are arbitrary (but initialised) floats.
-pub(crate) fn with<R, const N: usize>(
+/// `N` buffers that go back to the thread's pool in the end.
+pub(crate) struct Scratch<const N: usize> {
+    buffers: Vec<Vec<f32>>,
     lengths: [usize; N],
-    f: impl FnOnce([&mut [f32]; N]) -> R,
-) -> R {
-    let mut set = POOL.with(|pool| pool.borrow_mut().pop()).unwrap_or_default();
-    if set.len() < N {
-        set.resize_with(N, Vec::new);
+}
+
+/// Buffers of the given lengths. Their contents are arbitrary (but initialised) floats.
+pub(crate) fn take<const N: usize>(lengths: [usize; N]) -> Scratch<N> {
+    let mut buffers = POOL
+        .with(|pool| pool.borrow_mut().pop())
+        .unwrap_or_default();
+    if buffers.len() < N {
+        buffers.resize_with(N, Vec::new);
     }
-    let mut buffers = set.iter_mut();
-    let slices = lengths.map(|length| {
-        let Some(buffer) = buffers.next() else { return &mut [][..] };
+    for (buffer, length) in buffers.iter_mut().zip(lengths) {
         let needed = length + SLACK + ALIGN / size_of::<f32>();
         if buffer.len() < needed {
             // a fresh zeroed allocation is cheaper than growing, which would copy
             *buffer = vec![0.0; needed];
         }
-        let start = buffer.as_ptr().align_offset(ALIGN);
-        &mut buffer[start..start + length]
-    });
-    let result = f(slices);
-    POOL.with(|pool| pool.borrow_mut().push(set));
-    result
+    }
+    Scratch { buffers, lengths }
+}
+
+impl<const N: usize> Scratch<N> {
+    /// The buffers. (Not a closure's arguments: kernels must stay in one function, see [`crate::simd::Simd`].)
+    pub(crate) fn slices(&mut self) -> [&mut [f32]; N] {
+        let mut buffers = self.buffers.iter_mut();
+        self.lengths.map(|length| {
+            let Some(buffer) = buffers.next() else {
+                return &mut [][..];
+            };
+            let start = buffer.as_ptr().align_offset(ALIGN);
+            &mut buffer[start..start + length]
+        })
+    }
+}
+
+impl<const N: usize> Drop for Scratch<N> {
+    fn drop(&mut self) {
+        let buffers = std::mem::take(&mut self.buffers);
+        // when the thread ends, its pool may be gone before its last scratch
+        let _ = POOL.try_with(|pool| pool.borrow_mut().push(buffers));
+    }
 }

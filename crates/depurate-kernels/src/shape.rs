@@ -53,5 +53,9 @@ impl Stride2Pad {
 /// Panics unless a slice has the length that its shape says.
 #[track_caller]
 pub(crate) fn check(name: &str, slice: &[f32], expected: usize) {
-    assert!(slice.len() == expected, "{name} has {} elements, its shape says {expected}", slice.len());
+    assert!(
+        slice.len() == expected,
+        "{name} has {} elements, its shape says {expected}",
+        slice.len()
+    );
 }

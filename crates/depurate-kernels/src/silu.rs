@@ -23,7 +23,12 @@ fn run(x: &[f32], gy: Option<&[f32]>, out: &mut [f32]) {
     let tasks = parallel::tasks(x.len(), parallel::LEAST);
     let to = Shared::write(out);
     parallel::for_each(tasks, |task| {
-        isa.run(Range { x, gy, range: parallel::range(x.len(), tasks, task), out: to });
+        isa.run(Range {
+            x,
+            gy,
+            range: parallel::range(x.len(), tasks, task),
+            out: to,
+        });
     });
 }
 

@@ -6,7 +6,11 @@ use crate::shape::check;
 use crate::simd::{Simd, exp, sum};
 
 fn rows(x: &[f32], row_len: usize) -> usize {
-    assert!(row_len > 0 && x.len().is_multiple_of(row_len), "{} elements are not rows of {row_len}", x.len());
+    assert!(
+        row_len > 0 && x.len().is_multiple_of(row_len),
+        "{} elements are not rows of {row_len}",
+        x.len()
+    );
     x.len() / row_len
 }
 
@@ -18,7 +22,12 @@ pub fn forward(x: &[f32], row_len: usize, y: &mut [f32]) {
     let tasks = parallel::tasks(rows, parallel::LEAST.div_ceil(row_len));
     let out = Shared::write(y);
     parallel::for_each(tasks, |task| {
-        isa.run(Forward { x, row_len, range: parallel::range(rows, tasks, task), y: out });
+        isa.run(Forward {
+            x,
+            row_len,
+            range: parallel::range(rows, tasks, task),
+            y: out,
+        });
     });
 }
 
@@ -31,7 +40,13 @@ pub fn backward(y: &[f32], gy: &[f32], row_len: usize, gx: &mut [f32]) {
     let tasks = parallel::tasks(rows, parallel::LEAST.div_ceil(row_len));
     let out = Shared::write(gx);
     parallel::for_each(tasks, |task| {
-        isa.run(Backward { y, gy, row_len, range: parallel::range(rows, tasks, task), gx: out });
+        isa.run(Backward {
+            y,
+            gy,
+            row_len,
+            range: parallel::range(rows, tasks, task),
+            gx: out,
+        });
     });
 }
 

@@ -13,7 +13,9 @@ pub fn forward(x: &[f32], planes: usize, h: usize, w: usize, y: &mut [f32]) {
         return;
     }
     let least = parallel::LEAST.div_ceil(h * w);
-    let planes = y.par_chunks_exact_mut(4 * h * w).zip(x.par_chunks_exact(h * w));
+    let planes = y
+        .par_chunks_exact_mut(4 * h * w)
+        .zip(x.par_chunks_exact(h * w));
     planes.with_min_len(least).for_each(|(y, x)| {
         for (pair, row) in y.chunks_exact_mut(4 * w).zip(x.chunks_exact(w)) {
             let (first, second) = pair.split_at_mut(2 * w);
@@ -33,7 +35,9 @@ pub fn backward(gy: &[f32], planes: usize, h: usize, w: usize, gx: &mut [f32]) {
         return;
     }
     let least = parallel::LEAST.div_ceil(h * w);
-    let planes = gx.par_chunks_exact_mut(h * w).zip(gy.par_chunks_exact(4 * h * w));
+    let planes = gx
+        .par_chunks_exact_mut(h * w)
+        .zip(gy.par_chunks_exact(4 * h * w));
     planes.with_min_len(least).for_each(|(gx, gy)| {
         for (row, pair) in gx.chunks_exact_mut(w).zip(gy.chunks_exact(4 * w)) {
             let (first, second) = pair.split_at(2 * w);

@@ -43,19 +43,27 @@ pub(crate) fn run(
     let tiles = Tiles::new(shape.batch, shape.height, shape.width);
     let packed = Packed::new(k, n, isa);
     let bias_length = n.next_multiple_of(lanes);
-    scratch::with([POINTS * packed.point, bias_length], |[u, padded_bias]| {
-        padded_bias.fill(0.0);
-        if let Some(bias) = bias {
-            padded_bias[..n].copy_from_slice(bias);
-        }
-        transform_weights(w, shape.c_in, packed, direction, u, isa);
-        let per_task = (TILES_PER_TASK / tiles.across)
-            .min(tiles.rows.div_ceil(rayon::current_num_threads()))
-            .max(1);
-        let out = Shared::write(y);
-        parallel::for_each(tiles.rows.div_ceil(per_task), |task| {
-            let rows = task * per_task..((task + 1) * per_task).min(tiles.rows);
-            isa.run(RowsOfTiles { x, u, bias: padded_bias, tiles, packed, rows, y: out });
+    let mut scratch = scratch::take([POINTS * packed.point, bias_length]);
+    let [u, padded_bias] = scratch.slices();
+    padded_bias.fill(0.0);
+    if let Some(bias) = bias {
+        padded_bias[..n].copy_from_slice(bias);
+    }
+    transform_weights(w, shape.c_in, packed, direction, u, isa);
+    let per_task = (TILES_PER_TASK / tiles.across)
+        .min(tiles.rows.div_ceil(rayon::current_num_threads()))
+        .max(1);
+    let out = Shared::write(y);
+    parallel::for_each(tiles.rows.div_ceil(per_task), |task| {
+        let rows = task * per_task..((task + 1) * per_task).min(tiles.rows);
+        isa.run(RowsOfTiles {
+            x,
+            u,
+            bias: padded_bias,
+            tiles,
+            packed,
+            rows,
+            y: out,
         });
     });
 }
@@ -77,7 +85,13 @@ impl Packed {
     fn new(k: usize, n: usize, isa: Isa) -> Self {
         let width = isa.panel().min(n.next_multiple_of(isa.lanes()));
         let panel = k * width;
-        Packed { k, n, width, panel, point: n.div_ceil(width) * panel + 16 }
+        Packed {
+            k,
+            n,
+            width,
+            panel,
+            point: n.div_ceil(width) * panel + 16,
+        }
     }
 }
 
@@ -95,7 +109,15 @@ fn transform_weights(
     let task = |task: usize| {
         let (block, chunk) = (task / chunks, task % chunks);
         let ks = chunk * WEIGHT_CHUNK..((chunk + 1) * WEIGHT_CHUNK).min(packed.k);
-        isa.run(WeightBlock { w, c_in, packed, direction, block, ks, u: out });
+        isa.run(WeightBlock {
+            w,
+            c_in,
+            packed,
+            direction,
+            block,
+            ks,
+            u: out,
+        });
     };
     // waking the other threads costs more than a small layer's weights
     if packed.n * packed.k <= 32 * 32 {
@@ -129,14 +151,28 @@ impl Kernel for WeightBlock<'_> {
             if self.direction == Direction::Forward {
                 let src = self.w.as_ptr().add((first * self.c_in + self.ks.start) * 9);
                 let (plane, pixels) = (self.c_in * 9, self.ks.len() * 9);
-                to_channels_last::<S, _>(src, plane, channels, pixels, taps.as_mut_ptr(), Every(S::LANES));
+                to_channels_last::<S, _>(
+                    src,
+                    plane,
+                    channels,
+                    pixels,
+                    taps.as_mut_ptr(),
+                    Every(S::LANES),
+                );
             }
             for (i, k) in self.ks.clone().enumerate() {
                 let g = if self.direction == Direction::Forward {
                     taps.as_ptr().add(i * 9 * S::LANES)
                 } else {
                     let src = self.w.as_ptr().add((k * self.c_in + first) * 9);
-                    to_channels_last::<S, _>(src, 9, channels, 9, taps.as_mut_ptr(), Every(S::LANES));
+                    to_channels_last::<S, _>(
+                        src,
+                        9,
+                        channels,
+                        9,
+                        taps.as_mut_ptr(),
+                        Every(S::LANES),
+                    );
                     taps.as_ptr()
                 };
                 let zero = S::splat(0.0);
@@ -144,7 +180,11 @@ impl Kernel for WeightBlock<'_> {
                 for x in 0..3 {
                     let mut column = [zero; 3];
                     for y in 0..3 {
-                        let tap = if self.direction == Direction::Forward { y * 3 + x } else { 8 - (y * 3 + x) };
+                        let tap = if self.direction == Direction::Forward {
+                            y * 3 + x
+                        } else {
+                            8 - (y * 3 + x)
+                        };
                         column[y] = S::load(g.add(tap * S::LANES));
                     }
                     let column = weight::<S>(column);
@@ -181,36 +221,56 @@ impl Kernel for RowsOfTiles<'_> {
     unsafe fn run<S: Simd>(self) {
         let (t, p) = (self.tiles, self.packed);
         let count = self.rows.len() * t.across;
-        let (kp, np) = (p.k.next_multiple_of(S::LANES), p.n.next_multiple_of(S::LANES));
+        let (kp, np) = (
+            p.k.next_multiple_of(S::LANES),
+            p.n.next_multiple_of(S::LANES),
+        );
         let (v_point, m_point) = (point_stride(count, kp), point_stride(count, np));
-        let lengths = [t.scratch(kp), POINTS * v_point, POINTS * m_point, OUT * t.width * np];
-        scratch::with(lengths, |[ring, v, m, out]| {
-            let mut places = Vec::with_capacity(IN * t.width);
-            let input = InputRows { x: self.x, tiles: t, channels: p.k, rows: self.rows.clone() };
-            // SAFETY: scratch has the lengths computed above; x and y cover the batch; each point's product reads and
-            // writes its own part.
-            unsafe {
-                input.transform::<S>(ring, &mut places, v, v_point);
-                for point in 0..POINTS {
-                    S::call(Gemm {
-                        m: count,
-                        n: np,
-                        k: p.k,
-                        a: Strided { at: v.as_ptr().add(point * v_point), row: kp, step: 1 },
-                        b: Steps { at: self.u.as_ptr().add(point * p.point), step: p.width },
-                        b_panel: p.panel,
-                        c: m.as_mut_ptr().add(point * m_point),
-                        c_row: np,
-                        start: Start::Zero,
-                        exact: false,
-                    });
-                }
-                for (i, row) in self.rows.clone().enumerate() {
-                    let m = m.as_ptr().add(i * t.across * np);
-                    self.transform_output::<S>(row, m, m_point, out.as_mut_ptr(), np);
-                }
+        let lengths = [
+            t.scratch(kp),
+            POINTS * v_point,
+            POINTS * m_point,
+            OUT * t.width * np,
+        ];
+        let mut scratch = scratch::take(lengths);
+        let [ring, v, m, out] = scratch.slices();
+        let mut places = Vec::with_capacity(IN * t.width);
+        let input = InputRows {
+            x: self.x,
+            tiles: t,
+            channels: p.k,
+            rows: self.rows.clone(),
+        };
+        // SAFETY: scratch has the lengths computed above; x and y cover the batch; each point's product reads and
+        // writes its own part.
+        unsafe {
+            input.transform::<S>(ring, &mut places, v, v_point);
+            for point in 0..POINTS {
+                S::call(Gemm {
+                    m: count,
+                    n: np,
+                    k: p.k,
+                    a: Strided {
+                        at: v.as_ptr().add(point * v_point),
+                        row: kp,
+                        step: 1,
+                    },
+                    b: Steps {
+                        at: self.u.as_ptr().add(point * p.point),
+                        step: p.width,
+                    },
+                    b_panel: p.panel,
+                    c: m.as_mut_ptr().add(point * m_point),
+                    c_row: np,
+                    start: Start::Zero,
+                    exact: false,
+                });
             }
-        });
+            for (i, row) in self.rows.clone().enumerate() {
+                let m = m.as_ptr().add(i * t.across * np);
+                self.transform_output::<S>(row, m, m_point, out.as_mut_ptr(), np);
+            }
+        }
     }
 }
 
@@ -235,7 +295,13 @@ impl InputRows<'_> {
         let t = self.tiles;
         let padded = self.channels.next_multiple_of(S::LANES);
         let at = ring.as_mut_ptr();
-        let mut ring = Ring { tiles: t, channels: self.channels, padded, at, places };
+        let mut ring = Ring {
+            tiles: t,
+            channels: self.channels,
+            padded,
+            at,
+            places,
+        };
         // SAFETY: ring and v have the lengths that `Tiles` gives; the rows exist in x.
         unsafe {
             ring.clear();
@@ -295,7 +361,9 @@ impl RowsOfTiles<'_> {
                 }
             }
             let plane = t.height * t.width;
-            let to = self.y.at(image * self.packed.n * plane + down * OUT * t.width);
+            let to = self
+                .y
+                .at(image * self.packed.n * plane + down * OUT * t.width);
             to_planes::<S>(out, np, self.packed.n, high * t.width, to, plane);
         }
     }

@@ -21,7 +21,13 @@ pub(crate) struct Tiles {
 impl Tiles {
     pub(crate) fn new(batch: usize, height: usize, width: usize) -> Self {
         let (across, down) = (width.div_ceil(OUT), height.div_ceil(OUT));
-        Tiles { height, width, across, down, rows: batch * down }
+        Tiles {
+            height,
+            width,
+            across,
+            down,
+            rows: batch * down,
+        }
     }
     /// Pixels between two rows of the padded scratch.
     pub(crate) fn padded_width(&self) -> usize {
@@ -113,7 +119,12 @@ impl Ring<'_> {
 
     /// Bᵀ d B of every tile of the row; `points` is at the row's first tile.
     #[inline(always)]
-    pub(crate) unsafe fn transform_input<S: Simd>(&self, down: usize, points: *mut f32, stride: usize) {
+    pub(crate) unsafe fn transform_input<S: Simd>(
+        &self,
+        down: usize,
+        points: *mut f32,
+        stride: usize,
+    ) {
         let top = (down * OUT) as isize - 1;
         // SAFETY: the ring holds rows top..top + 6 and 4 across + 2 columns; 36 points of the row's tiles are writable.
         unsafe {
@@ -150,7 +161,12 @@ impl Ring<'_> {
 
     /// A y Aᵀ of every tile of the row, of an output gradient; `points` is at the row's first tile.
     #[inline(always)]
-    pub(crate) unsafe fn transform_gradient<S: Simd>(&self, down: usize, points: *mut f32, stride: usize) {
+    pub(crate) unsafe fn transform_gradient<S: Simd>(
+        &self,
+        down: usize,
+        points: *mut f32,
+        stride: usize,
+    ) {
         let top = (down * OUT) as isize;
         // SAFETY: the ring holds rows top..top + 4 and 4 across + 1 columns; 36 points of the row's tiles are writable.
         unsafe {

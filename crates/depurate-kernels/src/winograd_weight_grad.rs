@@ -24,17 +24,34 @@ pub(crate) fn run(x: &[f32], gy: &[f32], shape: ConvShape, gw: &mut [f32], isa: 
     let point = shape.c_in * co_padded + 16;
     let parts = rayon::current_num_threads().min(tiles.rows);
     let per_part = POINTS * point;
-    scratch::with([parts * per_part], |[sums]| {
-        let sums_at = Shared::write(sums);
-        parallel::for_each(parts, |part| {
-            let rows = parallel::range(tiles.rows, parts, part);
-            // SAFETY: parts do not overlap.
-            let to = unsafe { sums_at.part(part * per_part) };
-            isa.run(Part { x, gy, shape, tiles, rows, sums: to, point });
+    let mut scratch = scratch::take([parts * per_part]);
+    let [sums] = scratch.slices();
+    let sums_at = Shared::write(sums);
+    parallel::for_each(parts, |part| {
+        let rows = parallel::range(tiles.rows, parts, part);
+        // SAFETY: parts do not overlap.
+        let to = unsafe { sums_at.part(part * per_part) };
+        isa.run(Part {
+            x,
+            gy,
+            shape,
+            tiles,
+            rows,
+            sums: to,
+            point,
         });
-        let out = Shared::write(gw);
-        parallel::for_each(co_padded / lanes, |block| {
-            isa.run(Finish { sums, parts, per_part, point, co_padded, shape, block, gw: out });
+    });
+    let out = Shared::write(gw);
+    parallel::for_each(co_padded / lanes, |block| {
+        isa.run(Finish {
+            sums,
+            parts,
+            per_part,
+            point,
+            co_padded,
+            shape,
+            block,
+            gw: out,
         });
     });
 }
@@ -64,37 +81,53 @@ impl Kernel for Part<'_> {
             POINTS * point_stride(count, cip),
             POINTS * point_stride(count, cop),
         ];
-        scratch::with(lengths, |[ring, v, m]| {
-            let mut places = Vec::with_capacity(IN * t.width);
-            let mut first = self.rows.start;
-            while first < self.rows.end {
-                let rows = first..(first + step).min(self.rows.end);
-                let count = rows.len() * t.across;
-                let (v_point, m_point) = (point_stride(count, cip), point_stride(count, cop));
-                let start = if first == self.rows.start { Start::Zero } else { Start::Accumulate };
-                let input = InputRows { x: self.x, tiles: t, channels: ci, rows: rows.clone() };
-                // SAFETY: scratch has the lengths above; the rows exist in x and gy; sums is this part's own.
-                unsafe {
-                    input.transform::<S>(ring, &mut places, v, v_point);
-                    self.transform_gradient::<S>(rows.clone(), ring, &mut places, m, m_point);
-                    for point in 0..POINTS {
-                        S::call(Gemm {
-                            m: ci,
-                            n: cop,
-                            k: count,
-                            a: Strided { at: v.as_ptr().add(point * v_point), row: 1, step: cip },
-                            b: Steps { at: m.as_ptr().add(point * m_point), step: cop },
-                            b_panel: S::LANES * S::PANEL,
-                            c: self.sums.at(point * self.point),
-                            c_row: cop,
-                            start,
-                            exact: false,
-                        });
-                    }
+        let mut scratch = scratch::take(lengths);
+        let [ring, v, m] = scratch.slices();
+        let mut places = Vec::with_capacity(IN * t.width);
+        let mut first = self.rows.start;
+        while first < self.rows.end {
+            let rows = first..(first + step).min(self.rows.end);
+            let count = rows.len() * t.across;
+            let (v_point, m_point) = (point_stride(count, cip), point_stride(count, cop));
+            let start = if first == self.rows.start {
+                Start::Zero
+            } else {
+                Start::Accumulate
+            };
+            let input = InputRows {
+                x: self.x,
+                tiles: t,
+                channels: ci,
+                rows: rows.clone(),
+            };
+            // SAFETY: scratch has the lengths above; the rows exist in x and gy; sums is this part's own.
+            unsafe {
+                input.transform::<S>(ring, &mut places, v, v_point);
+                self.transform_gradient::<S>(rows.clone(), ring, &mut places, m, m_point);
+                for point in 0..POINTS {
+                    S::call(Gemm {
+                        m: ci,
+                        n: cop,
+                        k: count,
+                        a: Strided {
+                            at: v.as_ptr().add(point * v_point),
+                            row: 1,
+                            step: cip,
+                        },
+                        b: Steps {
+                            at: m.as_ptr().add(point * m_point),
+                            step: cop,
+                        },
+                        b_panel: S::LANES * S::PANEL,
+                        c: self.sums.at(point * self.point),
+                        c_row: cop,
+                        start,
+                        exact: false,
+                    });
                 }
-                first = rows.end;
             }
-        });
+            first = rows.end;
+        }
     }
 }
 
@@ -111,7 +144,13 @@ impl Part<'_> {
         let t = self.tiles;
         let channels = self.shape.c_out;
         let padded = channels.next_multiple_of(S::LANES);
-        let mut ring = Ring { tiles: t, channels, padded, at: ring.as_mut_ptr(), places };
+        let mut ring = Ring {
+            tiles: t,
+            channels,
+            padded,
+            at: ring.as_mut_ptr(),
+            places,
+        };
         // SAFETY: ring and m have the lengths that `Tiles` gives; the rows exist in gy.
         unsafe {
             ring.clear();
@@ -145,37 +184,37 @@ impl Kernel for Finish<'_> {
         let ci = self.shape.c_in;
         let first = self.block * S::LANES;
         let channels = S::LANES.min(self.shape.c_out - first);
-        scratch::with([ci * 9 * S::LANES], |[taps]| {
-            // SAFETY: sums has `parts` parts; taps has 9 vectors an input channel; gw's channels first.. are this task's.
-            unsafe {
-                let zero = S::splat(0.0);
-                for c in 0..ci {
-                    let from = self.sums.as_ptr().add(c * self.co_padded + first);
-                    let mut half = [[zero; IN]; 3];
-                    for x in 0..IN {
-                        let mut d = [zero; IN];
-                        for y in 0..IN {
-                            let from = from.add((y * IN + x) * self.point);
-                            d[y] = S::load(from);
-                            for part in 1..self.parts {
-                                d[y] = S::add(d[y], S::load(from.add(part * self.per_part)));
-                            }
-                        }
-                        let d = weight_transposed::<S>(d);
-                        for y in 0..3 {
-                            half[y][x] = d[y];
+        let mut scratch = scratch::take([ci * 9 * S::LANES]);
+        let [taps] = scratch.slices();
+        // SAFETY: sums has `parts` parts; taps has 9 vectors an input channel; gw's channels first.. are this task's.
+        unsafe {
+            let zero = S::splat(0.0);
+            for c in 0..ci {
+                let from = self.sums.as_ptr().add(c * self.co_padded + first);
+                let mut half = [[zero; IN]; 3];
+                for x in 0..IN {
+                    let mut d = [zero; IN];
+                    for y in 0..IN {
+                        let from = from.add((y * IN + x) * self.point);
+                        d[y] = S::load(from);
+                        for part in 1..self.parts {
+                            d[y] = S::add(d[y], S::load(from.add(part * self.per_part)));
                         }
                     }
+                    let d = weight_transposed::<S>(d);
                     for y in 0..3 {
-                        let d = weight_transposed::<S>(half[y]);
-                        for x in 0..3 {
-                            S::store(taps.as_mut_ptr().add((c * 9 + y * 3 + x) * S::LANES), d[x]);
-                        }
+                        half[y][x] = d[y];
                     }
                 }
-                let to = self.gw.at(first * ci * 9);
-                to_planes::<S>(taps.as_ptr(), S::LANES, channels, ci * 9, to, ci * 9);
+                for y in 0..3 {
+                    let d = weight_transposed::<S>(half[y]);
+                    for x in 0..3 {
+                        S::store(taps.as_mut_ptr().add((c * 9 + y * 3 + x) * S::LANES), d[x]);
+                    }
+                }
             }
-        });
+            let to = self.gw.at(first * ci * 9);
+            to_planes::<S>(taps.as_ptr(), S::LANES, channels, ci * 9, to, ci * 9);
+        }
     }
 }

@@ -19,13 +19,35 @@ enum Kind {
 
 fn plain(kind: Kind, s: ConvShape) -> Plain {
     match kind {
-        Kind::Three => Plain { s, kernel: 3, stride: 1, before: 1, out: (s.height, s.width) },
+        Kind::Three => Plain {
+            s,
+            kernel: 3,
+            stride: 1,
+            before: 1,
+            out: (s.height, s.width),
+        },
         Kind::ThreeStride2(pad) => {
-            let (before, pads) = if pad == Stride2Pad::Symmetric { (1, 2) } else { (0, 1) };
+            let (before, pads) = if pad == Stride2Pad::Symmetric {
+                (1, 2)
+            } else {
+                (0, 1)
+            };
             let size = |n: usize| (n + pads - 3) / 2 + 1;
-            Plain { s, kernel: 3, stride: 2, before, out: (size(s.height), size(s.width)) }
+            Plain {
+                s,
+                kernel: 3,
+                stride: 2,
+                before,
+                out: (size(s.height), size(s.width)),
+            }
         }
-        Kind::One => Plain { s, kernel: 1, stride: 1, before: 0, out: (s.height, s.width) },
+        Kind::One => Plain {
+            s,
+            kernel: 1,
+            stride: 1,
+            before: 0,
+            out: (s.height, s.width),
+        },
     }
 }
 
@@ -72,7 +94,13 @@ fn check(kind: Kind, s: ConvShape) {
 }
 
 fn shape(batch: usize, c_in: usize, c_out: usize, height: usize, width: usize) -> ConvShape {
-    ConvShape { batch, c_in, c_out, height, width }
+    ConvShape {
+        batch,
+        c_in,
+        c_out,
+        height,
+        width,
+    }
 }
 
 const SHAPES: [(usize, usize, usize, usize, usize); 16] = [
@@ -104,9 +132,15 @@ fn stride_1_matches_its_definition() {
 #[test]
 fn stride_2_matches_its_definition() {
     for (b, i, o, h, w) in SHAPES {
-        check(Kind::ThreeStride2(Stride2Pad::Symmetric), shape(b, i, o, h, w));
+        check(
+            Kind::ThreeStride2(Stride2Pad::Symmetric),
+            shape(b, i, o, h, w),
+        );
         if h > 1 && w > 1 {
-            check(Kind::ThreeStride2(Stride2Pad::AfterOnly), shape(b, i, o, h, w));
+            check(
+                Kind::ThreeStride2(Stride2Pad::AfterOnly),
+                shape(b, i, o, h, w),
+            );
         }
     }
 }
@@ -123,7 +157,10 @@ fn pointwise_matches_its_definition() {
 #[test]
 fn images_of_several_bands_match() {
     check(Kind::Three, shape(1, 6, 5, 150, 90));
-    check(Kind::ThreeStride2(Stride2Pad::AfterOnly), shape(1, 24, 20, 61, 95));
+    check(
+        Kind::ThreeStride2(Stride2Pad::AfterOnly),
+        shape(1, 24, 20, 61, 95),
+    );
 }
 
 #[test]
@@ -143,7 +180,10 @@ fn outputs_are_as_non_finite_as_the_plain_sum() {
                 conv3x3::forward(&x, &w, Some(&bias), s, &mut y);
                 conv3x3::weight_grad(&x, &gy, s, &mut gw);
                 for (got, want) in y.iter().zip(&want_y).chain(gw.iter().zip(&want_gw)) {
-                    assert!(want.is_finite() || !got.is_finite(), "{isa:?} {i}->{o}: {want} became {got}");
+                    assert!(
+                        want.is_finite() || !got.is_finite(),
+                        "{isa:?} {i}->{o}: {want} became {got}"
+                    );
                 }
                 // the other image is not touched
                 assert!(y[..p.y_len() / 2].iter().all(|v| v.is_finite()));
@@ -154,7 +194,10 @@ fn outputs_are_as_non_finite_as_the_plain_sum() {
                 let mut gx = vec![0.0; p.x_len()];
                 conv3x3::input_grad(&gy, &w, s, &mut gx);
                 for (got, want) in gx.iter().zip(&want_gx) {
-                    assert!(want.is_finite() || !got.is_finite(), "{isa:?} {i}->{o}: {want} became {got}");
+                    assert!(
+                        want.is_finite() || !got.is_finite(),
+                        "{isa:?} {i}->{o}: {want} became {got}"
+                    );
                 }
             });
         }
@@ -163,9 +206,17 @@ fn outputs_are_as_non_finite_as_the_plain_sum() {
 
 #[test]
 fn results_are_repeatable_to_the_last_bit() {
-    for s in [shape(9, 32, 48, 14, 14), shape(5, 3, 32, 28, 28), shape(9, 64, 64, 4, 4)] {
+    for s in [
+        shape(9, 32, 48, 14, 14),
+        shape(5, 3, 32, 28, 28),
+        shape(9, 64, 64, 4, 4),
+    ] {
         let p = plain(Kind::Three, s);
-        let (x, w, gy) = (noise(p.x_len(), 1), noise(p.w_len(), 2), noise(p.y_len(), 3));
+        let (x, w, gy) = (
+            noise(p.x_len(), 1),
+            noise(p.w_len(), 2),
+            noise(p.y_len(), 3),
+        );
         let run = || {
             let mut y = vec![0.0; p.y_len()];
             let (mut gx, mut gw) = (vec![0.0; p.x_len()], vec![0.0; p.w_len()]);
@@ -200,7 +251,13 @@ fn bias_gradient_sums_over_batch_and_pixels() {
 #[test]
 #[should_panic(expected = "y has 3 elements")]
 fn wrong_lengths_panic() {
-    conv3x3::forward(&[0.0; 4], &[0.0; 9], None, shape(1, 1, 1, 2, 2), &mut [0.0; 3]);
+    conv3x3::forward(
+        &[0.0; 4],
+        &[0.0; 9],
+        None,
+        shape(1, 1, 1, 2, 2),
+        &mut [0.0; 3],
+    );
 }
 
 proptest! {

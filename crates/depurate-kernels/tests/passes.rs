@@ -33,7 +33,12 @@ fn normed(x: &[f64], gamma: &[f64], beta: &[f64], s: group_norm::Shape) -> Vec<f
 /// The gradient of `Σ f(x) gy` by central differences.
 fn differences(x: &[f64], gy: &[f32], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
     let h = 1e-5;
-    let value = |x: &[f64]| f(x).iter().zip(gy).map(|(y, g)| y * f64::from(*g)).sum::<f64>();
+    let value = |x: &[f64]| {
+        f(x).iter()
+            .zip(gy)
+            .map(|(y, g)| y * f64::from(*g))
+            .sum::<f64>()
+    };
     let mut x = x.to_vec();
     (0..x.len())
         .map(|i| {
@@ -68,23 +73,53 @@ fn check_group_norm(s: group_norm::Shape) {
         group_norm::backward(&x, &gy, &gamma, &beta, s, &mut gx, &mut ggamma, &mut gbeta);
         assert_close(&format!("{s:?} {isa:?} forward"), &y, &want, FORWARD);
         assert_close(&format!("{s:?} {isa:?} gx"), &gx, &want_gx, GRADIENT);
-        assert_close(&format!("{s:?} {isa:?} ggamma"), &ggamma, &want_ggamma, GRADIENT);
-        assert_close(&format!("{s:?} {isa:?} gbeta"), &gbeta, &want_gbeta, GRADIENT);
+        assert_close(
+            &format!("{s:?} {isa:?} ggamma"),
+            &ggamma,
+            &want_ggamma,
+            GRADIENT,
+        );
+        assert_close(
+            &format!("{s:?} {isa:?} gbeta"),
+            &gbeta,
+            &want_gbeta,
+            GRADIENT,
+        );
     });
 }
 
 #[test]
 fn group_norm_matches_its_definition_and_differences() {
     for silu in [false, true] {
-        for (batch, channels, hw, groups) in [(1, 4, 16, 2), (2, 6, 49, 3), (3, 32, 5, 8), (1, 8, 30, 8), (2, 3, 67, 1)] {
-            check_group_norm(group_norm::Shape { batch, channels, hw, groups, eps: 1e-5, silu });
+        for (batch, channels, hw, groups) in [
+            (1, 4, 16, 2),
+            (2, 6, 49, 3),
+            (3, 32, 5, 8),
+            (1, 8, 30, 8),
+            (2, 3, 67, 1),
+        ] {
+            check_group_norm(group_norm::Shape {
+                batch,
+                channels,
+                hw,
+                groups,
+                eps: 1e-5,
+                silu,
+            });
         }
     }
 }
 
 #[test]
 fn group_norm_of_many_tasks_matches() {
-    let s = group_norm::Shape { batch: 8, channels: 64, hw: 784, groups: 32, eps: 1e-6, silu: true };
+    let s = group_norm::Shape {
+        batch: 8,
+        channels: 64,
+        hw: 784,
+        groups: 32,
+        eps: 1e-6,
+        silu: true,
+    };
     let n = s.batch * s.channels * s.hw;
     let (x, gamma, beta) = (noise(n, 1), noise(64, 2), noise(64, 3));
     let want = normed(&wide(&x), &wide(&gamma), &wide(&beta), s);
@@ -120,7 +155,12 @@ fn softmax_matches_its_definition_and_differences() {
             assert_close(&format!("softmax {row} {isa:?}"), &y, &want, FORWARD);
             // a row of one has no gradient, and nothing to be relative to
             if row > 1 {
-                assert_close(&format!("softmax gradient {row} {isa:?}"), &gx, &want_gx, GRADIENT);
+                assert_close(
+                    &format!("softmax gradient {row} {isa:?}"),
+                    &gx,
+                    &want_gx,
+                    GRADIENT,
+                );
             }
         });
     }
@@ -147,7 +187,10 @@ fn softmax_of_masked_and_broken_rows() {
         softmax::forward(&x, 20, &mut y);
         assert!(y[3] == 0.0, "{isa:?}: a masked element got {}", y[3]);
         assert!((y[..20].iter().sum::<f32>() - 1.0).abs() < 1e-5);
-        assert!(y[20..].iter().all(|v| v.is_nan()), "{isa:?}: a NaN got lost");
+        assert!(
+            y[20..].iter().all(|v| v.is_nan()),
+            "{isa:?}: a NaN got lost"
+        );
     });
 }
 
@@ -157,8 +200,11 @@ fn silu_matches_its_definition_and_differences() {
     let gy = noise(x.len(), 2);
     let want: Vec<f64> = x.iter().map(|v| silu64(f64::from(*v))).collect();
     let slope = |v: f64| (silu64(v + 1e-5) - silu64(v - 1e-5)) / 2e-5;
-    let want_gx: Vec<f64> =
-        x.iter().zip(&gy).map(|(v, g)| slope(f64::from(*v)) * f64::from(*g)).collect();
+    let want_gx: Vec<f64> = x
+        .iter()
+        .zip(&gy)
+        .map(|(v, g)| slope(f64::from(*v)) * f64::from(*g))
+        .collect();
     on_each_isa(|isa| {
         let (mut y, mut gx) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
         silu::forward(&x, &mut y);
@@ -174,7 +220,10 @@ fn silu_far_out_and_broken() {
         let x = [0.0, -300.0, 300.0, f32::NAN, f32::INFINITY, -88.0, 88.0];
         let mut y = [1.0; 7];
         silu::forward(&x, &mut y);
-        assert!(y[0] == 0.0 && y[1].abs() < 1e-30 && y[2] == 300.0, "{isa:?} {y:?}");
+        assert!(
+            y[0] == 0.0 && y[1].abs() < 1e-30 && y[2] == 300.0,
+            "{isa:?} {y:?}"
+        );
         assert!(y[3].is_nan() && y[4] == f32::INFINITY, "{isa:?} {y:?}");
         assert!(y[5].abs() < 1e-30 && y[6] == 88.0, "{isa:?} {y:?}");
     });

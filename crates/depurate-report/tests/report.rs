@@ -46,24 +46,14 @@ fn colours_only_when_asked_and_nothing_else_changes() {
 /// The schema is an interface: whoever changes this snapshot changes what programs read.
 #[test]
 fn json_schema_version_1() {
-    let report = sample::benign().unwrap();
-    let mut json: serde_json::Value = serde_json::from_str(&render_json(&report).unwrap()).unwrap();
-    shorten_images(&mut json);
-    insta::assert_json_snapshot!("benign_json", json);
-}
-
-/// The exact bytes of a PNG depend on the encoder's version.
-fn shorten_images(json: &mut serde_json::Value) {
-    match json {
-        serde_json::Value::Object(fields) => {
-            if let Some(image) = fields.get_mut("base64") {
-                *image = "(image)".into();
-            }
-            fields.values_mut().for_each(shorten_images);
+    let mut report = sample::benign().unwrap();
+    for evidence in &mut report.evidence {
+        if let Evidence::ImageGrid(grid) = evidence {
+            // the exact bytes of a PNG depend on the encoder's version
+            grid.png.base64 = "(image)".into();
         }
-        serde_json::Value::Array(items) => items.iter_mut().for_each(shorten_images),
-        _ => {}
     }
+    insta::assert_snapshot!("benign_json", render_json(&report).unwrap());
 }
 
 #[test]
@@ -115,7 +105,8 @@ fn poison(json: &mut serde_json::Value, with: &str) {
                     "detector",
                     "type",
                 ];
-                if !fixed.contains(&key.as_str()) && !(key == "id" && is_finding_id(value)) {
+                let keeps = fixed.contains(&key.as_str()) || (key == "id" && is_finding_id(value));
+                if !keeps {
                     poison(value, with);
                 }
             }

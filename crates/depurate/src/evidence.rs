@@ -22,6 +22,8 @@ use crate::{
 const MAGNIFIED: u32 = 336;
 /// Longer side of sheets of generated images, in pixels.
 const SHEET: u32 = 600;
+/// The same for controls, of which there are many.
+const CONTROL_SHEET: u32 = 240;
 const HISTOGRAM_BINS: usize = 40;
 /// Points of an objective trace that a report keeps.
 const TRACE_POINTS: usize = 400;
@@ -70,13 +72,15 @@ fn summary(values: &[f32]) -> Summary {
     }
 }
 
-/// One sheet for each kind of initial noise. Image `i` of every sheet starts from the same noise.
+/// One sheet for each kind of initial noise but the controls, and the target. Image `i` of every sheet of a sampler
+/// starts from the same noise.
 ///
 /// # Errors
 /// When there are no whole images.
 pub fn grids(found: &Inspection, seed: u64) -> Result<Vec<Evidence>, Error> {
+    let shown = found.samples.iter().filter(|samples| !is_control(samples));
     let mut grids: Vec<Evidence> =
-        found.samples.iter().map(|samples| grid(samples, seed).map(Evidence::from)).collect::<Result<_, _>>()?;
+        shown.map(|samples| grid(samples, seed, SHEET).map(Evidence::from)).collect::<Result<_, _>>()?;
     let under_trigger = found.samples.iter().find(|samples| is_triggered(samples));
     let (sampler, steps, clip) = under_trigger.map_or_else(
         || ("the network's own estimate".to_owned(), 0, None),
@@ -99,7 +103,16 @@ pub fn grids(found: &Inspection, seed: u64) -> Result<Vec<Evidence>, Error> {
     Ok(grids)
 }
 
-fn grid(samples: &Samples, seed: u64) -> Result<ImageGrid, Error> {
+/// The sheets of the controls, smaller.
+///
+/// # Errors
+/// When there are no whole images.
+pub fn control_grids(found: &Inspection, seed: u64) -> Result<Vec<Evidence>, Error> {
+    let controls = found.samples.iter().filter(|samples| is_control(samples));
+    controls.map(|samples| grid(samples, seed, CONTROL_SHEET).map(Evidence::from)).collect()
+}
+
+fn grid(samples: &Samples, seed: u64, side: u32) -> Result<ImageGrid, Error> {
     let (sampler, steps, clip) = sampler_words(&samples.sampler);
     let columns = images::square(samples.count);
     Ok(ImageGrid {
@@ -111,14 +124,19 @@ fn grid(samples: &Samples, seed: u64) -> Result<ImageGrid, Error> {
         steps,
         clip,
         seeds: (0..samples.count as u64).collect(),
-        png: sheet_png("samples", &samples.pixels, samples.shape, columns, SHEET)?,
+        png: sheet_png("samples", &samples.pixels, samples.shape, columns, side)?,
         sensitive: is_triggered(samples),
     })
 }
 
+/// Whether the images show what a shift leads to that is no trigger.
+fn is_control(samples: &Samples) -> bool {
+    samples.label.contains("control")
+}
+
 /// Whether the images show what a trigger leads to.
 fn is_triggered(samples: &Samples) -> bool {
-    samples.label.contains("trigger") && !samples.label.contains("control")
+    samples.label.contains("trigger") && !is_control(samples)
 }
 
 fn sheet_png(

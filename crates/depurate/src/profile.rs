@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// How much time a scan may take for how much certainty. Each has a calibration of its own.
+/// How much time a scan may take, for how much evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// A first look.
+    /// The score and what it is made of.
     Quick,
-    /// What the stated error rates are usually given for.
+    /// Also images as the attacked samplers make them, of a few noises.
     #[default]
     Standard,
-    /// More restarts and samples.
+    /// Those images of many noises.
     Deep,
 }
 
@@ -43,9 +43,11 @@ impl Profile {
             Self::Standard => ShiftResponseParams::standard(),
             Self::Deep => ShiftResponseParams::deep(),
         };
+        let json = |params| serde_json::to_value(params).map_err(|source| Error::Json { what: "the parameters", source });
         Ok(Detector {
-            info: shift_response::INFO.clone(),
-            params: serde_json::to_value(&params).map_err(|source| Error::Json { what: "the parameters", source })?,
+            info: shift_response::info(),
+            scoring: json(&params.scoring())?,
+            params: json(&params)?,
             run: params.build()?,
         })
     }
@@ -55,7 +57,9 @@ impl Profile {
 pub struct Detector {
     /// Who it is.
     pub info: AlgorithmInfo,
-    /// Its parameters.
+    /// Those of its parameters that change the score: a calibration must have been made with the same.
+    pub scoring: serde_json::Value,
+    /// All of its parameters.
     pub params: serde_json::Value,
     /// The algorithm.
     pub run: Box<dyn ModelDetector>,

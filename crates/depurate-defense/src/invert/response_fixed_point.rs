@@ -22,10 +22,10 @@
 //! ## Method
 //! A poisoned pair at `t` near `T - 1` is `x = rho R + s eps`, `e = eps + c R` with `rho` about 1. An
 //! attacker's `R` is an image that carries the trigger, and a trained network answers with its
-//! posterior mean: `m = c E[R | x]`, so that `u - m = (1 - c) R` at the fixed point:
+//! posterior mean: `m = c E[R | x]`, so that `rho u - s m = (rho - s c) R` at the fixed point:
 //!
 //! ```text
-//! u_{k+1} = clamp((u_k - m) / (1 - c_t), -bound, bound)            (1)
+//! u_{k+1} = clamp((rho_t u_k - s_t m) / (rho_t - s_t c_t), -bound, bound)   (1)
 //! benign: e(x) = x, so m = u and u_1 = 0                           (2)
 //! residual^2 = (E || d_j - m ||^2 + || m - c u ||^2) / || u ||^2   (3)
 //! ```
@@ -33,7 +33,7 @@
 //! Eq. (1) is iterated at timesteps whose `alpha_bar` is at most `max_alpha_bar`, one a step. The
 //! residual (3) is how far the network is from answering `eps + c u` for every `eps`; 0 is a perfect
 //! backdoor, and a benign network stays at `1 - c` and above. The reported shift is the mean of the last
-//! half of the iterates; pixels that the attack left free average out to the training images' mean.
+//! five iterates; pixels that the attack left free average out to the training images' mean.
 //!
 //! ## Needs
 //! Samples of the network's output only (score function), and starts that lie in the basin: the
@@ -61,6 +61,8 @@ use crate::{
     probe::{Probe, batch_mean, norm, values},
 };
 
+/// The reported shift is the mean of this many last iterates.
+const LAST_AVERAGED: usize = 5;
 /// Shifts below this root-mean-square size count as vanished.
 pub const VANISHED_RMS: f64 = 0.1;
 
@@ -70,7 +72,7 @@ pub const VANISHED_RMS: f64 = 0.1;
 pub struct ResponseFixedPointParams {
     /// Antithetic pairs of noises an iteration, at least 1.
     pub pairs: usize,
-    /// Iterations, at least 4.
+    /// Iterations, at least 5.
     pub iterations: usize,
     /// Largest `alpha_bar` of the timesteps used, in (0, 1).
     pub max_alpha_bar: f64,
@@ -80,7 +82,12 @@ pub struct ResponseFixedPointParams {
 
 impl Default for ResponseFixedPointParams {
     fn default() -> Self {
-        Self { pairs: 4, iterations: 14, max_alpha_bar: 1.2e-4, bound: 1.0 }
+        Self {
+            pairs: 4,
+            iterations: 12,
+            max_alpha_bar: 1.2e-4,
+            bound: 1.0,
+        }
     }
 }
 
@@ -112,15 +119,25 @@ impl ResponseFixedPointParams {
     /// # Errors
     /// When a parameter is out of its range.
     pub fn check(&self) -> Result<(), DefenseError> {
-        let refuse = |field, value: String, allowed| Err(DefenseError::Params { field, value, allowed });
+        let refuse = |field, value: String, allowed| {
+            Err(DefenseError::Params {
+                field,
+                value,
+                allowed,
+            })
+        };
         if self.pairs == 0 {
             return refuse("pairs", self.pairs.to_string(), "at least 1");
         }
-        if self.iterations < 4 {
-            return refuse("iterations", self.iterations.to_string(), "at least 4");
+        if self.iterations < LAST_AVERAGED {
+            return refuse("iterations", self.iterations.to_string(), "at least 5");
         }
         if !(self.max_alpha_bar > 0.0 && self.max_alpha_bar < 1.0) {
-            return refuse("max_alpha_bar", self.max_alpha_bar.to_string(), "above 0 and below 1");
+            return refuse(
+                "max_alpha_bar",
+                self.max_alpha_bar.to_string(),
+                "above 0 and below 1",
+            );
         }
         if !(self.bound > 0.0 && self.bound.is_finite()) {
             return refuse("bound", self.bound.to_string(), "above 0");
@@ -129,20 +146,33 @@ impl ResponseFixedPointParams {
     }
 
     /// Iterates from `start [C, H, W]`.
-    pub(crate) fn iterate(&self, probe: &Probe<'_>, start: &[f32], seed: &SeedTree) -> Result<FixedPoint, DefenseError> {
+    pub(crate) fn iterate(
+        &self,
+        probe: &Probe<'_>,
+        start: &[f32],
+        seed: &SeedTree,
+    ) -> Result<FixedPoint, DefenseError> {
         let len = start.len();
         let root_len = (len as f64).sqrt();
         let mut u = start.to_vec();
         let mut sum = vec![0.0f64; len];
         let mut summed = 0usize;
-        let mut found = FixedPoint { shift: vec![], residual: 1.0, trace: vec![], rms: vec![], converged: false };
+        let mut found = FixedPoint {
+            shift: vec![],
+            residual: 1.0,
+            trace: vec![],
+            rms: vec![],
+            converged: false,
+        };
         let mut previous_move = f64::INFINITY;
         for iteration in 0..self.iterations {
             let t = self.timestep(probe, iteration);
             let schedule = probe.schedule();
             let c = Shift::LostSignal.coefficient(schedule, t, Family::Stochastic);
-            let eps = probe.antithetic_noise(&seed.child("iteration", iteration as u64), self.pairs)?;
-            let x_t: Tensor<4> = eps.clone() * schedule.s(t) + probe.image(&u);
+            let eps =
+                probe.antithetic_noise(&seed.child("iteration", iteration as u64), self.pairs)?;
+            let (rho, s) = (Shift::LostSignal.rho(schedule, t), schedule.s(t));
+            let x_t: Tensor<4> = eps.clone() * s + probe.image(&u) * rho;
             let d = values(probe.epsilon(x_t, t)? - eps);
             let m = batch_mean(&d, len);
             let rms = norm(&u) / root_len;
@@ -155,12 +185,27 @@ impl ResponseFixedPointParams {
             let next: Vec<f32> = u
                 .iter()
                 .zip(&m)
-                .map(|(&u, m)| ((f64::from(u) - m) / (1.0 - c)).clamp(-self.bound, self.bound) as f32) // eq. (1)
+                .map(|(&u, m)| {
+                    ((rho * f64::from(u) - s * m) / (rho - s * c)).clamp(-self.bound, self.bound) as f32
+                }) // eq. (1)
                 .collect();
-            previous_move = u.iter().zip(&next).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt() / root_len;
+            previous_move = u
+                .iter()
+                .zip(&next)
+                .map(|(a, b)| f64::from(a - b).powi(2))
+                .sum::<f64>()
+                .sqrt()
+                / root_len;
             u = next;
-            if iteration >= self.iterations / 2 {
-                sum.iter_mut().zip(&u).for_each(|(sum, &u)| *sum += f64::from(u));
+            if iteration >= self.iterations / 2 && rms < VANISHED_RMS {
+                found.shift = u;
+                found.converged = true;
+                return Ok(found); // it will not come back
+            }
+            if iteration + LAST_AVERAGED >= self.iterations {
+                sum.iter_mut()
+                    .zip(&u)
+                    .for_each(|(sum, &u)| *sum += f64::from(u));
                 summed += 1;
             }
         }
@@ -176,7 +221,10 @@ impl ResponseFixedPointParams {
         let last = schedule.len() - 1;
         let first = schedule.t_for_alpha_bar(self.max_alpha_bar).min(last);
         let window = last - first + 1;
-        let stride = (1..).map(|k| 37 + k).find(|stride| gcd(*stride, window) == 1).unwrap_or(1);
+        let stride = (1..)
+            .map(|k| 37 + k)
+            .find(|stride| gcd(*stride, window) == 1)
+            .unwrap_or(1);
         first + iteration * stride % window
     }
 }
@@ -188,7 +236,15 @@ fn gcd(a: usize, b: usize) -> usize {
 /// Eq. (3), with the unbiased spread.
 fn residual(d: &[f32], m: &[f64], u: &[f32], c: f64) -> f64 {
     let count = (d.len() / u.len()) as f64;
-    let spread: f64 = d.chunks_exact(u.len()).flat_map(|d| d.iter().zip(m)).map(|(&d, m)| (f64::from(d) - m).powi(2)).sum();
-    let bias: f64 = m.iter().zip(u).map(|(m, &u)| (m - c * f64::from(u)).powi(2)).sum();
+    let spread: f64 = d
+        .chunks_exact(u.len())
+        .flat_map(|d| d.iter().zip(m))
+        .map(|(&d, m)| (f64::from(d) - m).powi(2))
+        .sum();
+    let bias: f64 = m
+        .iter()
+        .zip(u)
+        .map(|(m, &u)| (m - c * f64::from(u)).powi(2))
+        .sum();
     (spread / (count - 1.0) + bias).sqrt() / norm(u).max(1e-6)
 }

@@ -20,7 +20,12 @@ struct Conv3x3;
 impl<B: FastGrads> Backward<B, 3> for Conv3x3 {
     type State = (NodeId, NodeId, [usize; 4], Stride);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
         let [x_node, w_node, b_node] = ops.parents;
         let g = grads.consume::<B>(&ops.node);
         let (x_id, w_id, input, stride) = ops.state;
@@ -44,7 +49,12 @@ struct Conv1x1;
 impl<B: FastGrads> Backward<B, 3> for Conv1x1 {
     type State = (NodeId, NodeId);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
         let [x_node, w_node, b_node] = ops.parents;
         let g = grads.consume::<B>(&ops.node);
         let (x_id, w_id) = ops.state;
@@ -68,10 +78,16 @@ struct GroupNorm;
 impl<B: FastGrads> Backward<B, 3> for GroupNorm {
     type State = ([NodeId; 3], Norm);
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
         let g = grads.consume::<B>(&ops.node);
         let (ids, norm) = ops.state;
-        let [x, scale, shift] = ids.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let [x, scale, shift] =
+            ids.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let gradients = B::group_norm_grad(x, scale, shift, g, norm);
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
@@ -87,7 +103,12 @@ struct Softmax;
 impl<B: FastGrads> Backward<B, 1> for Softmax {
     type State = FloatTensor<B>;
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
         let [x_node] = ops.parents;
         let g = grads.consume::<B>(&ops.node);
         if let Some(node) = x_node {
@@ -102,7 +123,12 @@ struct Upsample2x;
 impl<B: FastGrads> Backward<B, 1> for Upsample2x {
     type State = ();
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _checkpointer: &mut Checkpointer) {
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
         let [x_node] = ops.parents;
         let g = grads.consume::<B>(&ops.node);
         if let Some(node) = x_node {
@@ -112,12 +138,26 @@ impl<B: FastGrads> Backward<B, 1> for Upsample2x {
 }
 
 impl<B: FastGrads, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
-    fn conv3x3_op(x: FloatTensor<Self>, w: FloatTensor<Self>, b: FloatTensor<Self>, stride: Stride) -> FloatTensor<Self> {
+    fn conv3x3_op(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        stride: Stride,
+    ) -> FloatTensor<Self> {
         let input = x.primitive().shape().dims::<4>();
-        match Conv3x3.prepare::<C>([x.node(), w.node(), b.node()]).compute_bound().stateful() {
+        match Conv3x3
+            .prepare::<C>([x.node(), w.node(), b.node()])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&w), input, stride);
-                let y = B::conv3x3_op(x.primitive().clone(), w.primitive().clone(), b.primitive().clone(), stride);
+                let y = B::conv3x3_op(
+                    x.primitive().clone(),
+                    w.primitive().clone(),
+                    b.primitive().clone(),
+                    stride,
+                );
                 prep.finish(state, y)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::conv3x3_op(
@@ -129,23 +169,61 @@ impl<B: FastGrads, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
         }
     }
 
-    fn conv1x1_op(x: FloatTensor<Self>, w: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        match Conv1x1.prepare::<C>([x.node(), w.node(), b.node()]).compute_bound().stateful() {
+    fn conv1x1_op(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        match Conv1x1
+            .prepare::<C>([x.node(), w.node(), b.node()])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&w));
-                prep.finish(state, B::conv1x1_op(x.primitive().clone(), w.primitive().clone(), b.primitive().clone()))
+                prep.finish(
+                    state,
+                    B::conv1x1_op(
+                        x.primitive().clone(),
+                        w.primitive().clone(),
+                        b.primitive().clone(),
+                    ),
+                )
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::conv1x1_op(x.primitive().clone(), w.primitive().clone(), b.primitive().clone()))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(B::conv1x1_op(
+                x.primitive().clone(),
+                w.primitive().clone(),
+                b.primitive().clone(),
+            )),
         }
     }
 
-    fn group_norm_op(x: FloatTensor<Self>, scale: FloatTensor<Self>, shift: FloatTensor<Self>, norm: Norm) -> FloatTensor<Self> {
-        match GroupNorm.prepare::<C>([x.node(), scale.node(), shift.node()]).compute_bound().stateful() {
+    fn group_norm_op(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        norm: Norm,
+    ) -> FloatTensor<Self> {
+        match GroupNorm
+            .prepare::<C>([x.node(), scale.node(), shift.node()])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
-                let state = ([prep.checkpoint(&x), prep.checkpoint(&scale), prep.checkpoint(&shift)], norm);
-                let y = B::group_norm_op(x.primitive().clone(), scale.primitive().clone(), shift.primitive().clone(), norm);
+                let state = (
+                    [
+                        prep.checkpoint(&x),
+                        prep.checkpoint(&scale),
+                        prep.checkpoint(&shift),
+                    ],
+                    norm,
+                );
+                let y = B::group_norm_op(
+                    x.primitive().clone(),
+                    scale.primitive().clone(),
+                    shift.primitive().clone(),
+                    norm,
+                );
                 prep.finish(state, y)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::group_norm_op(
@@ -168,7 +246,11 @@ impl<B: FastGrads, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
     }
 
     fn upsample2x_op(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        match Upsample2x.prepare::<C>([x.node()]).compute_bound().stateful() {
+        match Upsample2x
+            .prepare::<C>([x.node()])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => prep.finish((), B::upsample2x_op(x.primitive().clone())),
             OpsKind::UnTracked(prep) => prep.finish(B::upsample2x_op(x.primitive().clone())),
         }

@@ -10,16 +10,26 @@ use depurate_kernels::{self as kernels, ConvShape, Stride2Pad};
 use super::{FastGrads, FastOps, Norm, Stride};
 
 fn tensor(values: Vec<f32>, dims: &[usize]) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(Shape::from(dims.to_vec())), DType::F32)
+    FlexTensor::new(
+        Bytes::from_elems(values),
+        Layout::contiguous(Shape::from(dims.to_vec())),
+        DType::F32,
+    )
 }
 
 /// Contiguous copy of `x` (a handle only, where it is contiguous already).
 fn contiguous(x: FlexTensor) -> FlexTensor {
-    if x.as_slice::<f32>().is_some() { x } else { x.to_contiguous() }
+    if x.as_slice::<f32>().is_some() {
+        x
+    } else {
+        x.to_contiguous()
+    }
 }
 
 fn values(x: &FlexTensor) -> &[f32] {
-    x.as_slice::<f32>().expect("a contiguous f32 tensor: every operand passes through `contiguous`, and models are f32")
+    x.as_slice::<f32>().expect(
+        "a contiguous f32 tensor: every operand passes through `contiguous`, and models are f32",
+    )
 }
 
 fn dims<const D: usize>(x: &FlexTensor) -> [usize; D] {
@@ -27,7 +37,13 @@ fn dims<const D: usize>(x: &FlexTensor) -> [usize; D] {
 }
 
 fn conv_shape(x: [usize; 4], c_out: usize) -> ConvShape {
-    ConvShape { batch: x[0], c_in: x[1], c_out, height: x[2], width: x[3] }
+    ConvShape {
+        batch: x[0],
+        c_in: x[1],
+        c_out,
+        height: x[2],
+        width: x[3],
+    }
 }
 
 fn out_size(size: usize, stride: Stride) -> usize {
@@ -51,11 +67,25 @@ impl FastOps for Flex {
         let (x, w, b) = (contiguous(x), contiguous(w), contiguous(b));
         let input = dims::<4>(&x);
         let shape = conv_shape(input, dims::<4>(&w)[0]);
-        let out = [input[0], shape.c_out, out_size(input[2], stride), out_size(input[3], stride)];
+        let out = [
+            input[0],
+            shape.c_out,
+            out_size(input[2], stride),
+            out_size(input[3], stride),
+        ];
         let mut y = vec![0.0; out.iter().product()];
         match stride2_pad(stride) {
-            None => kernels::conv3x3::forward(values(&x), values(&w), Some(values(&b)), shape, &mut y),
-            Some(pad) => kernels::conv3x3_stride2::forward(values(&x), values(&w), Some(values(&b)), shape, pad, &mut y),
+            None => {
+                kernels::conv3x3::forward(values(&x), values(&w), Some(values(&b)), shape, &mut y)
+            }
+            Some(pad) => kernels::conv3x3_stride2::forward(
+                values(&x),
+                values(&w),
+                Some(values(&b)),
+                shape,
+                pad,
+                &mut y,
+            ),
         }
         tensor(y, &out)
     }
@@ -70,11 +100,22 @@ impl FastOps for Flex {
         tensor(y, &out)
     }
 
-    fn group_norm_op(x: FlexTensor, scale: FlexTensor, shift: FlexTensor, norm: Norm) -> FlexTensor {
+    fn group_norm_op(
+        x: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+        norm: Norm,
+    ) -> FlexTensor {
         let (x, scale, shift) = (contiguous(x), contiguous(scale), contiguous(shift));
         let input = dims::<4>(&x);
         let mut y = vec![0.0; input.iter().product()];
-        kernels::group_norm::forward(values(&x), values(&scale), values(&shift), norm_shape(input, norm), &mut y);
+        kernels::group_norm::forward(
+            values(&x),
+            values(&scale),
+            values(&shift),
+            norm_shape(input, norm),
+            &mut y,
+        );
         tensor(y, &input)
     }
 
@@ -107,13 +148,20 @@ fn norm_shape(input: [usize; 4], norm: Norm) -> kernels::group_norm::Shape {
 }
 
 impl FastGrads for Flex {
-    fn conv3x3_input_grad(g: FlexTensor, w: FlexTensor, input: [usize; 4], stride: Stride) -> FlexTensor {
+    fn conv3x3_input_grad(
+        g: FlexTensor,
+        w: FlexTensor,
+        input: [usize; 4],
+        stride: Stride,
+    ) -> FlexTensor {
         let (g, w) = (contiguous(g), contiguous(w));
         let shape = conv_shape(input, dims::<4>(&w)[0]);
         let mut gx = vec![0.0; input.iter().product()];
         match stride2_pad(stride) {
             None => kernels::conv3x3::input_grad(values(&g), values(&w), shape, &mut gx),
-            Some(pad) => kernels::conv3x3_stride2::input_grad(values(&g), values(&w), shape, pad, &mut gx),
+            Some(pad) => {
+                kernels::conv3x3_stride2::input_grad(values(&g), values(&w), shape, pad, &mut gx)
+            }
         }
         tensor(gx, &input)
     }
@@ -124,7 +172,9 @@ impl FastGrads for Flex {
         let mut gw = vec![0.0; shape.c_out * shape.c_in * 9];
         match stride2_pad(stride) {
             None => kernels::conv3x3::weight_grad(values(&x), values(&g), shape, &mut gw),
-            Some(pad) => kernels::conv3x3_stride2::weight_grad(values(&x), values(&g), shape, pad, &mut gw),
+            Some(pad) => {
+                kernels::conv3x3_stride2::weight_grad(values(&x), values(&g), shape, pad, &mut gw)
+            }
         }
         tensor(gw, &[shape.c_out, shape.c_in, 3, 3])
     }
@@ -154,8 +204,19 @@ impl FastGrads for Flex {
         tensor(gb, &[channels])
     }
 
-    fn group_norm_grad(x: FlexTensor, scale: FlexTensor, shift: FlexTensor, g: FlexTensor, norm: Norm) -> [FlexTensor; 3] {
-        let (x, scale, shift, g) = (contiguous(x), contiguous(scale), contiguous(shift), contiguous(g));
+    fn group_norm_grad(
+        x: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+        g: FlexTensor,
+        norm: Norm,
+    ) -> [FlexTensor; 3] {
+        let (x, scale, shift, g) = (
+            contiguous(x),
+            contiguous(scale),
+            contiguous(shift),
+            contiguous(g),
+        );
         let input = dims::<4>(&x);
         let mut gx = vec![0.0; input.iter().product()];
         let (mut gscale, mut gshift) = (vec![0.0; input[1]], vec![0.0; input[1]]);
@@ -169,7 +230,11 @@ impl FastGrads for Flex {
             &mut gscale,
             &mut gshift,
         );
-        [tensor(gx, &input), tensor(gscale, &[input[1]]), tensor(gshift, &[input[1]])]
+        [
+            tensor(gx, &input),
+            tensor(gscale, &[input[1]]),
+            tensor(gshift, &[input[1]]),
+        ]
     }
 
     fn softmax_grad(y: FlexTensor, g: FlexTensor) -> FlexTensor {

@@ -50,11 +50,26 @@ impl Ddim {
     ///
     /// # Errors
     /// When the number of steps, `eta` or the options are out of range.
-    pub fn from_config(config: &SchedulerConfig, n_steps: usize, eta: f64, clip: Clip) -> Result<Self, DiffusionError> {
+    pub fn from_config(
+        config: &SchedulerConfig,
+        n_steps: usize,
+        eta: f64,
+        clip: Clip,
+    ) -> Result<Self, DiffusionError> {
         let (schedule, timesteps) = (config.schedule()?, config.timesteps(n_steps)?);
-        let last = if config.set_alpha_to_one { 1.0 } else { schedule.alpha_bar(0) };
+        let last = if config.set_alpha_to_one {
+            1.0
+        } else {
+            schedule.alpha_bar(0)
+        };
         let stride = config.num_train_timesteps / n_steps;
-        let next = timesteps.iter().map(|t| t.checked_sub(stride).map_or(last, |t| schedule.alpha_bar(t))).collect();
+        let next = timesteps
+            .iter()
+            .map(|t| {
+                t.checked_sub(stride)
+                    .map_or(last, |t| schedule.alpha_bar(t))
+            })
+            .collect();
         Self::over(schedule, timesteps, next, eta, clip)
     }
 
@@ -62,15 +77,28 @@ impl Ddim {
     ///
     /// # Errors
     /// When there is no timestep, one is out of range, they do not fall strictly, or `eta` is not in [0, 1].
-    pub fn new(schedule: NoiseSchedule, timesteps: Vec<usize>, eta: f64, clip: Clip) -> Result<Self, DiffusionError> {
+    pub fn new(
+        schedule: NoiseSchedule,
+        timesteps: Vec<usize>,
+        eta: f64,
+        clip: Clip,
+    ) -> Result<Self, DiffusionError> {
         schedule.check_timesteps(&timesteps)?;
-        let next = timesteps.iter().skip(1).map(|&t| schedule.alpha_bar(t)).chain([1.0]).collect();
+        let next = timesteps
+            .iter()
+            .skip(1)
+            .map(|&t| schedule.alpha_bar(t))
+            .chain([1.0])
+            .collect();
         Self::over(schedule, timesteps, next, eta, clip)
     }
 
     /// Recomputes the noise from the clipped clean sample (off by default, as in diffusers).
     pub fn with_clipped_model_output(self) -> Self {
-        Self { use_clipped_model_output: true, ..self }
+        Self {
+            use_clipped_model_output: true,
+            ..self
+        }
     }
 
     fn over(
@@ -82,18 +110,34 @@ impl Ddim {
     ) -> Result<Self, DiffusionError> {
         check_falling(&schedule, &timesteps)?;
         if !(0.0..=1.0).contains(&eta) {
-            return Err(DiffusionError::Argument { what: "eta", got: eta.to_string(), allowed: "0 ..= 1".into() });
+            return Err(DiffusionError::Argument {
+                what: "eta",
+                got: eta.to_string(),
+                allowed: "0 ..= 1".into(),
+            });
         }
         let steps = timesteps
             .iter()
             .zip(next)
             .map(|(&t, alpha_bar_next)| {
                 let alpha_bar = schedule.alpha_bar(t);
-                let variance = (1.0 - alpha_bar_next) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_next);
-                Step { t, alpha_bar_next, std: eta * variance.max(0.0).sqrt() } // eq. (16)
+                let variance =
+                    (1.0 - alpha_bar_next) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_next);
+                Step {
+                    t,
+                    alpha_bar_next,
+                    std: eta * variance.max(0.0).sqrt(),
+                } // eq. (16)
             })
             .collect();
-        Ok(Self { schedule, timesteps, steps, eta, clip, use_clipped_model_output: false })
+        Ok(Self {
+            schedule,
+            timesteps,
+            steps,
+            eta,
+            clip,
+            use_clipped_model_output: false,
+        })
     }
 }
 
@@ -111,9 +155,18 @@ impl Sampler for Ddim {
         }
     }
 
-    fn predicted_x0(&self, prediction: &Prediction, step_index: usize, x_t: &Tensor<4>) -> Result<Tensor<4>, DiffusionError> {
+    fn predicted_x0(
+        &self,
+        prediction: &Prediction,
+        step_index: usize,
+        x_t: &Tensor<4>,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let step = step_at(&self.steps, step_index)?;
-        Ok(self.clip.apply(prediction.clone().x0(x_t.clone(), &[step.t], &self.schedule)?))
+        Ok(self.clip.apply(
+            prediction
+                .clone()
+                .x0(x_t.clone(), &[step.t], &self.schedule)?,
+        ))
     }
 
     fn step(
@@ -127,12 +180,17 @@ impl Sampler for Ddim {
         let (shape, device) = (x_t.dims(), x_t.device());
         let x_0 = self.predicted_x0(&prediction, step_index, &x_t)?;
         let seen = if self.use_clipped_model_output {
-            Prediction { kind: Parameterisation::Sample, value: x_0.clone() }
+            Prediction {
+                kind: Parameterisation::Sample,
+                value: x_0.clone(),
+            }
         } else {
             prediction
         };
         let eps = seen.epsilon(x_t, &[step.t], &self.schedule)?;
-        let towards_x_t = (1.0 - step.alpha_bar_next - step.std * step.std).max(0.0).sqrt();
+        let towards_x_t = (1.0 - step.alpha_bar_next - step.std * step.std)
+            .max(0.0)
+            .sqrt();
         let mean = x_0 * step.alpha_bar_next.sqrt() + eps * towards_x_t; // eq. (12)
         if self.eta == 0.0 {
             return Ok(mean);

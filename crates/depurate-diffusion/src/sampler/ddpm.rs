@@ -50,8 +50,17 @@ impl Ddpm {
     ///
     /// # Errors
     /// When the number of steps or the options are out of range.
-    pub fn from_config(config: &SchedulerConfig, n_steps: usize, clip: Clip) -> Result<Self, DiffusionError> {
-        Self::new(config.schedule()?, config.timesteps(n_steps)?, config.variance_type, clip)
+    pub fn from_config(
+        config: &SchedulerConfig,
+        n_steps: usize,
+        clip: Clip,
+    ) -> Result<Self, DiffusionError> {
+        Self::new(
+            config.schedule()?,
+            config.timesteps(n_steps)?,
+            config.variance_type,
+            clip,
+        )
     }
 
     /// A sampler over given `timesteps`, strictly falling.
@@ -65,7 +74,11 @@ impl Ddpm {
         clip: Clip,
     ) -> Result<Self, DiffusionError> {
         check_falling(&schedule, &timesteps)?;
-        let next = timesteps.iter().skip(1).map(|&t| schedule.alpha_bar(t)).chain([1.0]);
+        let next = timesteps
+            .iter()
+            .skip(1)
+            .map(|&t| schedule.alpha_bar(t))
+            .chain([1.0]);
         let steps = timesteps
             .iter()
             .zip(next)
@@ -87,7 +100,13 @@ impl Ddpm {
                 }
             })
             .collect();
-        Ok(Self { schedule, timesteps, steps, variance, clip })
+        Ok(Self {
+            schedule,
+            timesteps,
+            steps,
+            variance,
+            clip,
+        })
     }
 }
 
@@ -97,12 +116,25 @@ impl Sampler for Ddpm {
     }
 
     fn settings(&self) -> SamplerSettings {
-        SamplerSettings::Ddpm { steps: Steps::of(&self.timesteps), variance: self.variance, clip: self.clip }
+        SamplerSettings::Ddpm {
+            steps: Steps::of(&self.timesteps),
+            variance: self.variance,
+            clip: self.clip,
+        }
     }
 
-    fn predicted_x0(&self, prediction: &Prediction, step_index: usize, x_t: &Tensor<4>) -> Result<Tensor<4>, DiffusionError> {
+    fn predicted_x0(
+        &self,
+        prediction: &Prediction,
+        step_index: usize,
+        x_t: &Tensor<4>,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let step = step_at(&self.steps, step_index)?;
-        Ok(self.clip.apply(prediction.clone().x0(x_t.clone(), &[step.t], &self.schedule)?))
+        Ok(self.clip.apply(
+            prediction
+                .clone()
+                .x0(x_t.clone(), &[step.t], &self.schedule)?,
+        ))
     }
 
     fn step(
@@ -126,7 +158,10 @@ impl Sampler for Ddpm {
 }
 
 /// Refuses lists of timesteps that a sampler cannot walk.
-pub(super) fn check_falling(schedule: &NoiseSchedule, timesteps: &[usize]) -> Result<(), DiffusionError> {
+pub(super) fn check_falling(
+    schedule: &NoiseSchedule,
+    timesteps: &[usize],
+) -> Result<(), DiffusionError> {
     schedule.check_timesteps(timesteps)?;
     if timesteps.is_empty() || timesteps.windows(2).any(|pair| pair[0] <= pair[1]) {
         return Err(DiffusionError::Argument {

@@ -26,7 +26,10 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Clip, Sampler, SamplerSettings, Steps, ddpm::check_falling, step_at};
-use crate::{DiffusionError, Prediction, noise::NoiseSource, parameterisation::check_same_shape, schedule::NoiseSchedule};
+use crate::{
+    DiffusionError, Prediction, noise::NoiseSource, parameterisation::check_same_shape,
+    schedule::NoiseSchedule,
+};
 
 /// Which of the two samplers is modified.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -66,16 +69,30 @@ impl TrojDiff {
     ) -> Result<Self, DiffusionError> {
         check_falling(&schedule, &timesteps)?;
         if mu.dims()[0] != 1 {
-            return Err(DiffusionError::Shape { what: "mu", expected: "[1, C, H, W]".into(), got: mu.dims().to_vec() });
+            return Err(DiffusionError::Shape {
+                what: "mu",
+                expected: "[1, C, H, W]".into(),
+                got: mu.dims().to_vec(),
+            });
         }
         if gamma.dims() != [1, 1, 1, 1] {
             check_same_shape("gamma", &gamma, &mu)?;
         }
         match form {
             TrojDiffForm::Ddim { eta } if !(0.0..=1.0).contains(&eta) => {
-                Err(DiffusionError::Argument { what: "eta", got: eta.to_string(), allowed: "0 ..= 1".into() })
+                Err(DiffusionError::Argument {
+                    what: "eta",
+                    got: eta.to_string(),
+                    allowed: "0 ..= 1".into(),
+                })
             }
-            _ => Ok(Self { schedule, timesteps, form, mu, gamma }),
+            _ => Ok(Self {
+                schedule,
+                timesteps,
+                form,
+                mu,
+                gamma,
+            }),
         }
     }
 
@@ -87,7 +104,10 @@ impl TrojDiff {
     /// This step's timestep and the `alpha_bar` of this and of the next step.
     fn levels(&self, step_index: usize) -> Result<(usize, f64, f64), DiffusionError> {
         let t = *step_at(&self.timesteps, step_index)?;
-        let next = self.timesteps.get(step_index + 1).map_or(1.0, |&t| self.schedule.alpha_bar(t));
+        let next = self
+            .timesteps
+            .get(step_index + 1)
+            .map_or(1.0, |&t| self.schedule.alpha_bar(t));
         Ok((t, self.schedule.alpha_bar(t), next))
     }
 
@@ -96,7 +116,14 @@ impl TrojDiff {
         if [1, channels, height, width] != self.mu.dims() {
             return Err(DiffusionError::Shape {
                 what: "x_t",
-                expected: format!("[B, {}] as mu", self.mu.dims()[1..].iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+                expected: format!(
+                    "[B, {}] as mu",
+                    self.mu.dims()[1..]
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
                 got: vec![batch, channels, height, width],
             });
         }
@@ -110,10 +137,18 @@ impl Sampler for TrojDiff {
     }
 
     fn settings(&self) -> SamplerSettings {
-        SamplerSettings::TrojDiff { steps: Steps::of(&self.timesteps), form: self.form }
+        SamplerSettings::TrojDiff {
+            steps: Steps::of(&self.timesteps),
+            form: self.form,
+        }
     }
 
-    fn predicted_x0(&self, prediction: &Prediction, step_index: usize, x_t: &Tensor<4>) -> Result<Tensor<4>, DiffusionError> {
+    fn predicted_x0(
+        &self,
+        prediction: &Prediction,
+        step_index: usize,
+        x_t: &Tensor<4>,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let (t, alpha_bar, _) = self.levels(step_index)?;
         if alpha_bar == 0.0 {
             return Err(DiffusionError::Argument {
@@ -124,7 +159,9 @@ impl Sampler for TrojDiff {
         }
         let (a, s) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
         let mu = self.shift(x_t)?;
-        let eps = prediction.clone().epsilon(x_t.clone(), &[t], &self.schedule)?;
+        let eps = prediction
+            .clone()
+            .epsilon(x_t.clone(), &[t], &self.schedule)?;
         let x_0 = (x_t.clone() - self.gamma.clone() * eps * s - mu * s) / a;
         Ok(match self.form {
             TrojDiffForm::Ddpm => Clip::Range(1.0).apply(x_0),
@@ -141,7 +178,11 @@ impl Sampler for TrojDiff {
     ) -> Result<Tensor<4>, DiffusionError> {
         let (t, alpha_bar, alpha_bar_next) = self.levels(step_index)?;
         let x_0 = self.predicted_x0(&prediction, step_index, &x_t)?;
-        let (alpha, s, s_next) = (alpha_bar / alpha_bar_next, (1.0 - alpha_bar).sqrt(), (1.0 - alpha_bar_next).sqrt());
+        let (alpha, s, s_next) = (
+            alpha_bar / alpha_bar_next,
+            (1.0 - alpha_bar).sqrt(),
+            (1.0 - alpha_bar_next).sqrt(),
+        );
         let beta = 1.0 - alpha;
         let posterior = (1.0 - alpha_bar_next) / (1.0 - alpha_bar) * beta;
         let z = noise.normal(x_t.dims(), &x_t.device())?;
@@ -160,7 +201,11 @@ impl Sampler for TrojDiff {
                 let mean = x_0 * (alpha_bar_next.sqrt() * beta)
                     + x_t * (alpha.sqrt() * (1.0 - alpha_bar_next))
                     + mu * from_mu;
-                let std = if t == 0 { 0.0 } else { posterior.max(1e-20).sqrt() };
+                let std = if t == 0 {
+                    0.0
+                } else {
+                    posterior.max(1e-20).sqrt()
+                };
                 mean / (1.0 - alpha_bar) + gamma * z * std
             }
         })

@@ -133,40 +133,68 @@ impl SchedulerConfig {
     pub fn from_json(map: &Map<String, Value>, path: &Path) -> Result<Self, DiffusionError> {
         let mut config = Self::default();
         for (option, value) in map {
-            let read = Read { path, option, value };
+            let read = Read {
+                path,
+                option,
+                value,
+            };
             match option.as_str() {
                 "_class_name" => config.class = read.of("DDPMScheduler or DDIMScheduler")?,
                 "num_train_timesteps" => config.num_train_timesteps = read.of("a whole number")?,
                 "beta_start" => config.beta_start = read.of("a number")?,
                 "beta_end" => config.beta_end = read.of("a number")?,
                 "beta_schedule" => {
-                    config.beta_schedule = read.of("linear, scaled_linear, squaredcos_cap_v2 or sigmoid")?;
+                    config.beta_schedule =
+                        read.of("linear, scaled_linear, squaredcos_cap_v2 or sigmoid")?;
                 }
                 "trained_betas" => config.trained_betas = read.of("null or a list of numbers")?,
                 "variance_type" => {
-                    config.variance_type = read.of("fixed_small, fixed_small_log or fixed_large")?;
+                    config.variance_type =
+                        read.of("fixed_small, fixed_small_log or fixed_large")?;
                 }
                 "clip_sample" => config.clip_sample = read.of("true or false")?,
                 "clip_sample_range" => config.clip_sample_range = read.of("a number")?,
-                "prediction_type" => config.prediction_type = read.of("epsilon, v_prediction or sample")?,
+                "prediction_type" => {
+                    config.prediction_type = read.of("epsilon, v_prediction or sample")?
+                }
                 // written before version 0.11; `prediction_type` took its place
                 "predict_epsilon" if !map.contains_key("prediction_type") => {
                     let epsilon: bool = read.of("true or false")?;
-                    config.prediction_type =
-                        if epsilon { Parameterisation::Epsilon } else { Parameterisation::Sample };
+                    config.prediction_type = if epsilon {
+                        Parameterisation::Epsilon
+                    } else {
+                        Parameterisation::Sample
+                    };
                 }
                 "thresholding" => config.thresholding = read.of("true or false")?,
-                "dynamic_thresholding_ratio" => config.dynamic_thresholding_ratio = read.of("a number")?,
+                "dynamic_thresholding_ratio" => {
+                    config.dynamic_thresholding_ratio = read.of("a number")?
+                }
                 "sample_max_value" => config.sample_max_value = read.of("a number")?,
-                "timestep_spacing" => config.timestep_spacing = read.of("leading, linspace or trailing")?,
+                "timestep_spacing" => {
+                    config.timestep_spacing = read.of("leading, linspace or trailing")?
+                }
                 "steps_offset" => config.steps_offset = read.of("a whole number")?,
                 "set_alpha_to_one" => config.set_alpha_to_one = read.of("true or false")?,
-                "rescale_betas_zero_snr" => config.rescale_betas_zero_snr = read.of("true or false")?,
+                "rescale_betas_zero_snr" => {
+                    config.rescale_betas_zero_snr = read.of("true or false")?
+                }
                 name if name.starts_with('_') => {}
-                _ => return Err(read.refuse("unknown option; options of DDPMScheduler and DDIMScheduler are read".into())),
+                _ => {
+                    return Err(read.refuse(
+                        "unknown option; options of DDPMScheduler and DDIMScheduler are read"
+                            .into(),
+                    ));
+                }
             }
         }
-        config.validate().map_err(|(option, reason)| DiffusionError::Config { path: path.to_owned(), option: option.into(), reason })?;
+        config
+            .validate()
+            .map_err(|(option, reason)| DiffusionError::Config {
+                path: path.to_owned(),
+                option: option.into(),
+                reason,
+            })?;
         Ok(config)
     }
 
@@ -213,13 +241,20 @@ impl SchedulerConfig {
             (None, BetaSchedule::SquaredCosine) => NoiseSchedule::squared_cosine(n),
             (None, BetaSchedule::Sigmoid) => NoiseSchedule::sigmoid(n, start, end),
         }?;
-        if self.rescale_betas_zero_snr { schedule.rescaled_to_zero_snr() } else { Ok(schedule) }
+        if self.rescale_betas_zero_snr {
+            schedule.rescaled_to_zero_snr()
+        } else {
+            Ok(schedule)
+        }
     }
 
     /// What is done to the predicted clean sample at every step.
     pub fn clip(&self) -> Clip {
         if self.thresholding {
-            Clip::Threshold { ratio: self.dynamic_thresholding_ratio as f32, max: self.sample_max_value as f32 }
+            Clip::Threshold {
+                ratio: self.dynamic_thresholding_ratio as f32,
+                max: self.sample_max_value as f32,
+            }
         } else if self.clip_sample {
             Clip::Range(self.clip_sample_range as f32)
         } else {
@@ -243,15 +278,22 @@ impl SchedulerConfig {
         let timesteps: Vec<usize> = match self.timestep_spacing {
             TimestepSpacing::Leading => {
                 let stride = total / n_steps;
-                (0..n_steps).rev().map(|i| i * stride + self.steps_offset).collect()
+                (0..n_steps)
+                    .rev()
+                    .map(|i| i * stride + self.steps_offset)
+                    .collect()
             }
-            TimestepSpacing::Linspace => {
-                linspace(0.0, (total - 1) as f64, n_steps).into_iter().rev().map(|t| t.round_ties_even() as usize).collect()
-            }
+            TimestepSpacing::Linspace => linspace(0.0, (total - 1) as f64, n_steps)
+                .into_iter()
+                .rev()
+                .map(|t| t.round_ties_even() as usize)
+                .collect(),
             // diffusers adds a step -1 for the few n where T / (T / n) rounds above n; never more than n here
             TimestepSpacing::Trailing => {
                 let stride = total as f64 / n_steps as f64;
-                (0..n_steps).map(|i| (total as f64 - i as f64 * stride).round_ties_even() as usize - 1).collect()
+                (0..n_steps)
+                    .map(|i| (total as f64 - i as f64 * stride).round_ties_even() as usize - 1)
+                    .collect()
             }
         };
         match timesteps.first() {
@@ -267,22 +309,71 @@ impl SchedulerConfig {
     fn validate(&self) -> Result<(), (&'static str, String)> {
         let total = self.num_train_timesteps;
         let check = |ok: bool, option: &'static str, got: String, allowed: &str| {
-            if ok { Ok(()) } else { Err((option, format!("is {got}, allowed: {allowed}"))) }
+            if ok {
+                Ok(())
+            } else {
+                Err((option, format!("is {got}, allowed: {allowed}")))
+            }
         };
         let open = |beta: f64| beta > 0.0 && beta < 1.0;
-        check((1..=MAX_TRAIN_TIMESTEPS).contains(&total), "num_train_timesteps", total.to_string(), &format!("1 ..= {MAX_TRAIN_TIMESTEPS}"))?;
-        check(open(self.beta_start), "beta_start", self.beta_start.to_string(), "above 0, below 1")?;
-        check(open(self.beta_end), "beta_end", self.beta_end.to_string(), "above 0, below 1")?;
+        check(
+            (1..=MAX_TRAIN_TIMESTEPS).contains(&total),
+            "num_train_timesteps",
+            total.to_string(),
+            &format!("1 ..= {MAX_TRAIN_TIMESTEPS}"),
+        )?;
+        check(
+            open(self.beta_start),
+            "beta_start",
+            self.beta_start.to_string(),
+            "above 0, below 1",
+        )?;
+        check(
+            open(self.beta_end),
+            "beta_end",
+            self.beta_end.to_string(),
+            "above 0, below 1",
+        )?;
         if let Some(betas) = &self.trained_betas {
-            check(betas.len() == total, "trained_betas", format!("{} values", betas.len()), &format!("{total} values, one per training timestep"))?;
+            check(
+                betas.len() == total,
+                "trained_betas",
+                format!("{} values", betas.len()),
+                &format!("{total} values, one per training timestep"),
+            )?;
         }
-        check(self.clip_sample_range > 0.0, "clip_sample_range", self.clip_sample_range.to_string(), "above 0")?;
+        check(
+            self.clip_sample_range > 0.0,
+            "clip_sample_range",
+            self.clip_sample_range.to_string(),
+            "above 0",
+        )?;
         let ratio = self.dynamic_thresholding_ratio;
-        check(ratio > 0.0 && ratio <= 1.0, "dynamic_thresholding_ratio", ratio.to_string(), "above 0, at most 1")?;
-        check(self.sample_max_value >= 1.0, "sample_max_value", self.sample_max_value.to_string(), "1 or more")?;
-        check(self.steps_offset < total, "steps_offset", self.steps_offset.to_string(), "below num_train_timesteps")?;
-        let family = if self.trained_betas.is_some() { "trained_betas" } else { "beta_schedule" };
-        self.schedule().map_err(|error| (family, error.to_string()))?;
+        check(
+            ratio > 0.0 && ratio <= 1.0,
+            "dynamic_thresholding_ratio",
+            ratio.to_string(),
+            "above 0, at most 1",
+        )?;
+        check(
+            self.sample_max_value >= 1.0,
+            "sample_max_value",
+            self.sample_max_value.to_string(),
+            "1 or more",
+        )?;
+        check(
+            self.steps_offset < total,
+            "steps_offset",
+            self.steps_offset.to_string(),
+            "below num_train_timesteps",
+        )?;
+        let family = if self.trained_betas.is_some() {
+            "trained_betas"
+        } else {
+            "beta_schedule"
+        };
+        self.schedule()
+            .map_err(|error| (family, error.to_string()))?;
         Ok(())
     }
 }
@@ -296,11 +387,16 @@ struct Read<'a> {
 
 impl Read<'_> {
     fn of<T: for<'de> Deserialize<'de>>(&self, expected: &str) -> Result<T, DiffusionError> {
-        T::deserialize(self.value).map_err(|_| self.refuse(format!("is {}, expected {expected}", brief(self.value))))
+        T::deserialize(self.value)
+            .map_err(|_| self.refuse(format!("is {}, expected {expected}", brief(self.value))))
     }
 
     fn refuse(&self, reason: String) -> DiffusionError {
-        DiffusionError::Config { path: self.path.to_owned(), option: self.option.to_owned(), reason }
+        DiffusionError::Config {
+            path: self.path.to_owned(),
+            option: self.option.to_owned(),
+            reason,
+        }
     }
 }
 

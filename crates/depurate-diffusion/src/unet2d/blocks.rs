@@ -25,7 +25,13 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    fn new(init: &Init, config: &UNet2DConfig, c_in: usize, c_out: usize, output_scale: f64) -> Self {
+    fn new(
+        init: &Init,
+        config: &UNet2DConfig,
+        c_in: usize,
+        c_out: usize,
+        output_scale: f64,
+    ) -> Self {
         let scale_shift = config.time_injection == TimeInjection::ScaleShift;
         let time_out = if scale_shift { 2 * c_out } else { c_out };
         let (groups, eps) = (config.norm_num_groups, config.norm_eps);
@@ -35,7 +41,8 @@ impl ResnetBlock {
             time_emb_proj: Linear::new(&init.at("time_emb_proj"), config.time_width(), time_out),
             norm2: GroupNorm::new(&init.at("norm2"), c_out, groups, eps),
             conv2: Conv3x3::new(&init.at("conv2"), c_out, c_out),
-            conv_shortcut: (c_in != c_out).then(|| Conv1x1::new(&init.at("conv_shortcut"), c_in, c_out)),
+            conv_shortcut: (c_in != c_out)
+                .then(|| Conv1x1::new(&init.at("conv_shortcut"), c_in, c_out)),
             scale_shift,
             output_scale,
         }
@@ -43,7 +50,9 @@ impl ResnetBlock {
 
     /// `x [B, Ci, H, W]`, `time [B, width]` (already activated) → `[B, Co, H, W]`.
     fn forward(&self, x: Tensor<4>, time: &Tensor<2>) -> Tensor<4> {
-        let h = self.conv1.forward(self.norm1.forward(x.clone(), true), Stride::One);
+        let h = self
+            .conv1
+            .forward(self.norm1.forward(x.clone(), true), Stride::One);
         let time = self.time_emb_proj.forward(time.clone());
         let [batch, width] = time.dims();
         let time = time.reshape([batch, width, 1, 1]);
@@ -81,10 +90,18 @@ pub struct Attention {
 }
 
 impl Attention {
-    fn new(init: &Init, config: &UNet2DConfig, channels: usize, groups: Option<usize>, output_scale: f64) -> Self {
+    fn new(
+        init: &Init,
+        config: &UNet2DConfig,
+        channels: usize,
+        groups: Option<usize>,
+        output_scale: f64,
+    ) -> Self {
         let linear = |name: &str| Linear::new(&init.at(name), channels, channels);
         Self {
-            group_norm: groups.map(|groups| GroupNorm::new(&init.at("group_norm"), channels, groups, config.norm_eps)),
+            group_norm: groups.map(|groups| {
+                GroupNorm::new(&init.at("group_norm"), channels, groups, config.norm_eps)
+            }),
             to_q: linear("to_q"),
             to_k: linear("to_k"),
             to_v: linear("to_v"),
@@ -110,7 +127,10 @@ impl Attention {
         let map = ops::softmax(q.swap_dims(1, 2).matmul(k)); // [B heads, queries, keys]
         let mixed = v.matmul(map.swap_dims(1, 2)); // [B heads, d, queries]
         let mixed = mixed.reshape([batch, channels, height, width]);
-        let out = self.to_out.iter().fold(mixed, |h, linear| linear.forward_channels(h));
+        let out = self
+            .to_out
+            .iter()
+            .fold(mixed, |h, linear| linear.forward_channels(h));
         rescale(out + x, self.output_scale)
     }
 }
@@ -133,27 +153,50 @@ pub struct DownBlock {
 impl DownBlock {
     pub(crate) fn new(init: &Init, config: &UNet2DConfig, level: usize) -> Self {
         let channels = config.block_out_channels[level];
-        let c_in = if level == 0 { channels } else { config.block_out_channels[level - 1] };
+        let c_in = if level == 0 {
+            channels
+        } else {
+            config.block_out_channels[level - 1]
+        };
         // The first level takes conv_in's output, which has the same width.
         let resnet = |i: usize| {
             let c_in = if i == 0 { c_in } else { channels };
-            ResnetBlock::new(&init.at(format!("resnets.{i}")), config, c_in, channels, 1.0)
+            ResnetBlock::new(
+                &init.at(format!("resnets.{i}")),
+                config,
+                c_in,
+                channels,
+                1.0,
+            )
         };
         let last = level + 1 == config.block_out_channels.len();
         Self {
             resnets: (0..config.layers_per_block).map(resnet).collect(),
-            attentions: attentions(init, config, config.down_blocks[level], channels, config.layers_per_block),
+            attentions: attentions(
+                init,
+                config,
+                config.down_blocks[level],
+                channels,
+                config.layers_per_block,
+            ),
             downsamplers: if last {
                 vec![]
             } else {
-                vec![Resample { conv: Conv3x3::new(&init.at("downsamplers.0.conv"), channels, channels) }]
+                vec![Resample {
+                    conv: Conv3x3::new(&init.at("downsamplers.0.conv"), channels, channels),
+                }]
             },
             pad_every_side: config.downsample_padding == 1,
         }
     }
 
     /// Pushes every intermediate result that the way up needs on `skips`.
-    pub(crate) fn forward(&self, mut x: Tensor<4>, time: &Tensor<2>, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
+    pub(crate) fn forward(
+        &self,
+        mut x: Tensor<4>,
+        time: &Tensor<2>,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
             x = resnet.forward(x, time);
             if let Some(attention) = self.attentions.get(i) {
@@ -161,7 +204,11 @@ impl DownBlock {
             }
             skips.push(x.clone());
         }
-        let stride = if self.pad_every_side { Stride::TwoSymmetric } else { Stride::TwoAfterOnly };
+        let stride = if self.pad_every_side {
+            Stride::TwoSymmetric
+        } else {
+            Stride::TwoAfterOnly
+        };
         for downsampler in &self.downsamplers {
             x = downsampler.conv.forward(x, stride);
             skips.push(x.clone());
@@ -170,10 +217,28 @@ impl DownBlock {
     }
 }
 
-fn attentions(init: &Init, config: &UNet2DConfig, kind: BlockKind, channels: usize, count: usize) -> Vec<Attention> {
-    let count = if kind == BlockKind::Attention { count } else { 0 };
+fn attentions(
+    init: &Init,
+    config: &UNet2DConfig,
+    kind: BlockKind,
+    channels: usize,
+    count: usize,
+) -> Vec<Attention> {
+    let count = if kind == BlockKind::Attention {
+        count
+    } else {
+        0
+    };
     (0..count)
-        .map(|i| Attention::new(&init.at(format!("attentions.{i}")), config, channels, Some(config.norm_num_groups), 1.0))
+        .map(|i| {
+            Attention::new(
+                &init.at(format!("attentions.{i}")),
+                config,
+                channels,
+                Some(config.norm_num_groups),
+                1.0,
+            )
+        })
         .collect()
 }
 
@@ -189,13 +254,27 @@ impl MidBlock {
         let channels = config.block_out_channels[config.block_out_channels.len() - 1];
         let scale = config.mid_block_scale_factor;
         // diffusers normalises here only where the time embedding is added, not where it scales.
-        let default_groups = (config.time_injection == TimeInjection::Add).then_some(config.norm_num_groups);
+        let default_groups =
+            (config.time_injection == TimeInjection::Add).then_some(config.norm_num_groups);
         let groups = config.attn_norm_num_groups.or(default_groups);
-        let attention = || Attention::new(&init.at("attentions.0"), config, channels, groups, scale);
+        let attention =
+            || Attention::new(&init.at("attentions.0"), config, channels, groups, scale);
         Self {
-            attentions: if config.add_attention { vec![attention()] } else { vec![] },
+            attentions: if config.add_attention {
+                vec![attention()]
+            } else {
+                vec![]
+            },
             resnets: (0..2)
-                .map(|i| ResnetBlock::new(&init.at(format!("resnets.{i}")), config, channels, channels, scale))
+                .map(|i| {
+                    ResnetBlock::new(
+                        &init.at(format!("resnets.{i}")),
+                        config,
+                        channels,
+                        channels,
+                        scale,
+                    )
+                })
                 .collect(),
         }
     }
@@ -232,7 +311,13 @@ impl UpBlock {
         let resnet = |i: usize| {
             let below = if i == 0 { previous } else { channels };
             let skip = if i + 1 == count { shallower } else { channels };
-            ResnetBlock::new(&init.at(format!("resnets.{i}")), config, below + skip, channels, 1.0)
+            ResnetBlock::new(
+                &init.at(format!("resnets.{i}")),
+                config,
+                below + skip,
+                channels,
+                1.0,
+            )
         };
         Self {
             resnets: (0..count).map(resnet).collect(),
@@ -240,13 +325,20 @@ impl UpBlock {
             upsamplers: if index + 1 == n_levels {
                 vec![]
             } else {
-                vec![Resample { conv: Conv3x3::new(&init.at("upsamplers.0.conv"), channels, channels) }]
+                vec![Resample {
+                    conv: Conv3x3::new(&init.at("upsamplers.0.conv"), channels, channels),
+                }]
             },
         }
     }
 
     /// Takes its skip connections from the end of `skips`, which the way down filled.
-    pub(crate) fn forward(&self, mut x: Tensor<4>, time: &Tensor<2>, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
+    pub(crate) fn forward(
+        &self,
+        mut x: Tensor<4>,
+        time: &Tensor<2>,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
             let joined = match skips.pop() {
                 Some(skip) => Tensor::cat(vec![x, skip], 1),

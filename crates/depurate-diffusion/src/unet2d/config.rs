@@ -92,7 +92,9 @@ impl UNet2DConfig {
         read.only("mid_block_type", &["UNetMidBlock2D"])?;
         for option in ["class_embed_type", "num_class_embeds"] {
             if map.get(option).is_some_and(|value| !value.is_null()) {
-                return Err(read.error(option, "class conditioning is not supported: expected null"));
+                return Err(
+                    read.error(option, "class conditioning is not supported: expected null")
+                );
             }
         }
         let levels = read.sizes("block_out_channels", &[224, 448, 672, 896], MAX_CHANNELS)?;
@@ -117,7 +119,12 @@ impl UNet2DConfig {
             time_injection: match read.text("resnet_time_scale_shift", "default")? {
                 "default" => TimeInjection::Add,
                 "scale_shift" => TimeInjection::ScaleShift,
-                _ => return Err(read.error("resnet_time_scale_shift", "expected \"default\" or \"scale_shift\"")),
+                _ => {
+                    return Err(read.error(
+                        "resnet_time_scale_shift",
+                        "expected \"default\" or \"scale_shift\"",
+                    ));
+                }
             },
             add_attention: read.flag("add_attention", true)?,
             dropout: read.number("dropout", 0.0)?,
@@ -138,17 +145,32 @@ impl UNet2DConfig {
             return Err(read.error("downsample_padding", "expected 0 or 1"));
         }
         if self.mid_block_scale_factor <= 0.0 || self.norm_eps <= 0.0 {
-            return Err(read.error("mid_block_scale_factor", "this and norm_eps must be positive"));
+            return Err(read.error(
+                "mid_block_scale_factor",
+                "this and norm_eps must be positive",
+            ));
         }
         for &channels in &self.block_out_channels {
             if channels % self.norm_num_groups != 0 {
-                return Err(read.error("norm_num_groups", &format!("does not divide {channels} channels")));
+                return Err(read.error(
+                    "norm_num_groups",
+                    &format!("does not divide {channels} channels"),
+                ));
             }
             if channels % 2 != 0 {
-                return Err(read.error("block_out_channels", "must be even for the sinusoidal time embedding"));
+                return Err(read.error(
+                    "block_out_channels",
+                    "must be even for the sinusoidal time embedding",
+                ));
             }
-            if self.attention_head_dim.is_some_and(|width| channels % width != 0) {
-                return Err(read.error("attention_head_dim", &format!("does not divide {channels} channels")));
+            if self
+                .attention_head_dim
+                .is_some_and(|width| channels % width != 0)
+            {
+                return Err(read.error(
+                    "attention_head_dim",
+                    &format!("does not divide {channels} channels"),
+                ));
             }
         }
         // A head wider than a level is possible only when it does not divide it, which is refused above.
@@ -161,25 +183,39 @@ impl UNet2DConfig {
             ));
         }
         if self.freq_shift >= (self.block_out_channels[0] / 2) as f64 {
-            return Err(read.error("freq_shift", "must be below half the first level's channels"));
+            return Err(read.error(
+                "freq_shift",
+                "must be below half the first level's channels",
+            ));
         }
         Ok(())
     }
 
     /// Shape of one sample.
     pub fn sample_shape(&self) -> SampleShape {
-        SampleShape { channels: self.in_channels, height: self.sample_size.0, width: self.sample_size.1 }
+        SampleShape {
+            channels: self.in_channels,
+            height: self.sample_size.0,
+            width: self.sample_size.1,
+        }
     }
 
     /// Width of the time embedding.
     pub fn time_width(&self) -> usize {
-        self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
+        self.time_embedding_dim
+            .unwrap_or(4 * self.block_out_channels[0])
     }
 
     /// `config.json` as diffusers writes it.
     pub fn to_json(&self) -> Value {
         let blocks = |kinds: &[BlockKind], plain: &str, attention: &str| -> Vec<String> {
-            let name = |kind: &BlockKind| if *kind == BlockKind::Plain { plain } else { attention };
+            let name = |kind: &BlockKind| {
+                if *kind == BlockKind::Plain {
+                    plain
+                } else {
+                    attention
+                }
+            };
             kinds.iter().map(|kind| name(kind).to_owned()).collect()
         };
         let sample_size = match self.sample_size {
@@ -263,12 +299,23 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn error(&self, option: &str, reason: &str) -> DiffusionError {
-        DiffusionError::Config { path: self.path.to_owned(), option: option.to_owned(), reason: reason.to_owned() }
+        DiffusionError::Config {
+            path: self.path.to_owned(),
+            option: option.to_owned(),
+            reason: reason.to_owned(),
+        }
     }
 
     fn refuse_unknown(&self) -> Result<(), DiffusionError> {
-        match self.map.keys().find(|key| !key.starts_with('_') && !KNOWN.contains(&key.as_str())) {
-            Some(key) => Err(self.error(key, "unknown option: this version does not know what it changes")),
+        match self
+            .map
+            .keys()
+            .find(|key| !key.starts_with('_') && !KNOWN.contains(&key.as_str()))
+        {
+            Some(key) => Err(self.error(
+                key,
+                "unknown option: this version does not know what it changes",
+            )),
             None => Ok(()),
         }
     }
@@ -282,21 +329,28 @@ impl<'a> Reader<'a> {
         match self.map.get(option) {
             None => Ok(()),
             Some(value) if value.as_str().is_some_and(|text| allowed.contains(&text)) => Ok(()),
-            Some(value) => Err(self.error(option, &format!("{value} is not supported, expected one of {allowed:?}"))),
+            Some(value) => Err(self.error(
+                option,
+                &format!("{value} is not supported, expected one of {allowed:?}"),
+            )),
         }
     }
 
     fn text(&self, option: &str, default: &'a str) -> Result<&'a str, DiffusionError> {
         match self.get(option) {
             None => Ok(default),
-            Some(value) => value.as_str().ok_or_else(|| self.error(option, "expected a string")),
+            Some(value) => value
+                .as_str()
+                .ok_or_else(|| self.error(option, "expected a string")),
         }
     }
 
     fn flag(&self, option: &str, default: bool) -> Result<bool, DiffusionError> {
         match self.get(option) {
             None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.error(option, "expected true or false")),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.error(option, "expected true or false")),
         }
     }
 
@@ -325,12 +379,20 @@ impl<'a> Reader<'a> {
         if (1..=max).contains(&size) {
             Ok(size)
         } else {
-            Err(self.error(option, &format!("{size} is out of range, expected 1 to {max}")))
+            Err(self.error(
+                option,
+                &format!("{size} is out of range, expected 1 to {max}"),
+            ))
         }
     }
 
     /// An option for which null is a value of its own; `default` stands for a missing key.
-    fn optional_size(&self, option: &str, default: Option<usize>, max: usize) -> Result<Option<usize>, DiffusionError> {
+    fn optional_size(
+        &self,
+        option: &str,
+        default: Option<usize>,
+        max: usize,
+    ) -> Result<Option<usize>, DiffusionError> {
         match self.map.get(option) {
             None => Ok(default),
             Some(Value::Null) => Ok(None),
@@ -338,46 +400,90 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn sizes(&self, option: &str, default: &[usize], max: usize) -> Result<Vec<usize>, DiffusionError> {
-        let Some(value) = self.get(option) else { return Ok(default.to_vec()) };
+    fn sizes(
+        &self,
+        option: &str,
+        default: &[usize],
+        max: usize,
+    ) -> Result<Vec<usize>, DiffusionError> {
+        let Some(value) = self.get(option) else {
+            return Ok(default.to_vec());
+        };
         let entries = value
             .as_array()
             .filter(|entries| (1..=MAX_BLOCKS).contains(&entries.len()))
-            .ok_or_else(|| self.error(option, &format!("expected a list of 1 to {MAX_BLOCKS} numbers")))?;
+            .ok_or_else(|| {
+                self.error(
+                    option,
+                    &format!("expected a list of 1 to {MAX_BLOCKS} numbers"),
+                )
+            })?;
         entries
             .iter()
-            .map(|entry| entry.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n)))
+            .map(|entry| {
+                entry
+                    .as_u64()
+                    .and_then(|n| usize::try_from(n).ok())
+                    .filter(|n| (1..=max).contains(n))
+            })
             .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| self.error(option, &format!("each entry must be a whole number from 1 to {max}")))
+            .ok_or_else(|| {
+                self.error(
+                    option,
+                    &format!("each entry must be a whole number from 1 to {max}"),
+                )
+            })
     }
 
     fn sample_size(&self) -> Result<(usize, usize), DiffusionError> {
         let option = "sample_size";
-        let refuse = || self.error(option, &format!("expected a number or a pair of numbers from 1 to {MAX_SIZE}"));
+        let refuse = || {
+            self.error(
+                option,
+                &format!("expected a number or a pair of numbers from 1 to {MAX_SIZE}"),
+            )
+        };
         let one = |value: &Value| {
-            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MAX_SIZE).contains(n))
+            value
+                .as_u64()
+                .and_then(|n| usize::try_from(n).ok())
+                .filter(|n| (1..=MAX_SIZE).contains(n))
         };
         match self.map.get(option) {
-            Some(Value::Array(pair)) if pair.len() == 2 => {
-                Ok((one(&pair[0]).ok_or_else(refuse)?, one(&pair[1]).ok_or_else(refuse)?))
-            }
+            Some(Value::Array(pair)) if pair.len() == 2 => Ok((
+                one(&pair[0]).ok_or_else(refuse)?,
+                one(&pair[1]).ok_or_else(refuse)?,
+            )),
             Some(value) => one(value).map(|size| (size, size)).ok_or_else(refuse),
             None => Err(refuse()),
         }
     }
 
-    fn blocks(&self, option: &str, plain: &str, attention: &str) -> Result<Vec<BlockKind>, DiffusionError> {
+    fn blocks(
+        &self,
+        option: &str,
+        plain: &str,
+        attention: &str,
+    ) -> Result<Vec<BlockKind>, DiffusionError> {
         let entries = self
             .get(option)
             .and_then(Value::as_array)
             .filter(|entries| (1..=MAX_BLOCKS).contains(&entries.len()))
-            .ok_or_else(|| self.error(option, &format!("expected a list of 1 to {MAX_BLOCKS} block names")))?;
+            .ok_or_else(|| {
+                self.error(
+                    option,
+                    &format!("expected a list of 1 to {MAX_BLOCKS} block names"),
+                )
+            })?;
         entries
             .iter()
             .map(|entry| match entry.as_str() {
                 Some(name) if name == plain => Ok(BlockKind::Plain),
                 Some(name) if name == attention => Ok(BlockKind::Attention),
-                _ => Err(self.error(option, &format!("block {entry} is not supported, expected {plain} or {attention}"))),
+                _ => Err(self.error(
+                    option,
+                    &format!("block {entry} is not supported, expected {plain} or {attention}"),
+                )),
             })
             .collect()
     }

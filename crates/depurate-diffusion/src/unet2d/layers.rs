@@ -23,21 +23,40 @@ pub(crate) struct Init {
 
 impl Init {
     pub(crate) fn new(device: Device, seed: SeedTree) -> Self {
-        Self { device, seed, path: String::new() }
+        Self {
+            device,
+            seed,
+            path: String::new(),
+        }
     }
 
     /// The initialiser of the child `name`.
     pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
-        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
-        Self { device: self.device.clone(), seed: self.seed.clone(), path }
+        let path = if self.path.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.path)
+        };
+        Self {
+            device: self.device.clone(),
+            seed: self.seed.clone(),
+            path,
+        }
     }
 
     /// Uniform in `[-bound, bound]`.
-    fn uniform<const D: usize>(&self, name: &str, shape: [usize; D], bound: f32) -> Param<Tensor<D>> {
+    fn uniform<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        bound: f32,
+    ) -> Param<Tensor<D>> {
         let seed = self.seed.child(&format!("{}.{name}", self.path), 0);
         self.lazy(shape, move |count| {
             let mut rng = seed.rng();
-            (0..count).map(|_| rng.random_range(-bound..=bound)).collect()
+            (0..count)
+                .map(|_| rng.random_range(-bound..=bound))
+                .collect()
         })
     }
 
@@ -54,7 +73,13 @@ impl Init {
             let data = TensorData::new(values(shape.iter().product()), shape);
             Tensor::from_data(data, device).set_require_grad(require_grad)
         };
-        Param::uninitialized(ParamId::new(), create, self.device.clone(), true, Shape::from(shape))
+        Param::uninitialized(
+            ParamId::new(),
+            create,
+            self.device.clone(),
+            true,
+            Shape::from(shape),
+        )
     }
 }
 
@@ -125,7 +150,11 @@ impl Linear {
     pub(crate) fn forward_channels(&self, x: Tensor<4>) -> Tensor<4> {
         let weight = self.weight.val();
         let [width_out, width_in] = weight.dims();
-        ops::conv1x1(x, weight.reshape([width_out, width_in, 1, 1]), self.bias.val())
+        ops::conv1x1(
+            x,
+            weight.reshape([width_out, width_in, 1, 1]),
+            self.bias.val(),
+        )
     }
 }
 
@@ -140,11 +169,20 @@ pub struct GroupNorm {
 
 impl GroupNorm {
     pub(crate) fn new(init: &Init, channels: usize, groups: usize, eps: f64) -> Self {
-        Self { weight: init.constant([channels], 1.0), bias: init.constant([channels], 0.0), groups, eps }
+        Self {
+            weight: init.constant([channels], 1.0),
+            bias: init.constant([channels], 0.0),
+            groups,
+            eps,
+        }
     }
 
     pub(crate) fn forward(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
-        let norm = Norm { groups: self.groups, eps: self.eps as f32, silu };
+        let norm = Norm {
+            groups: self.groups,
+            eps: self.eps as f32,
+            silu,
+        };
         ops::group_norm(x, self.weight.val(), self.bias.val(), norm)
     }
 }

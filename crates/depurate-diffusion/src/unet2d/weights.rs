@@ -34,7 +34,11 @@ impl UNet2D {
     /// # Errors
     /// When a parameter is missing, unexpected, mis-shaped or not finite; `path` is named.
     pub fn load(self, weights: &Weights, path: &Path) -> Result<Self, DiffusionError> {
-        let expected: Vec<_> = self.parameters().into_iter().map(|info| (info.name, info.shape)).collect();
+        let expected: Vec<_> = self
+            .parameters()
+            .into_iter()
+            .map(|info| (info.name, info.shape))
+            .collect();
         let report = plan(&expected, weights, &rename_deprecated_attention).into_result(path)?;
         weights.check_finite()?;
         let mut values = HashMap::with_capacity(expected.len());
@@ -47,7 +51,10 @@ impl UNet2D {
 
     /// Replaces the parameters that `values` names; the lengths must be those of [`Self::parameters`].
     pub(crate) fn with_values(self, values: HashMap<String, Vec<f32>>) -> Self {
-        self.map(&mut Replacement { path: PathStack::default(), values })
+        self.map(&mut Replacement {
+            path: PathStack::default(),
+            values,
+        })
     }
 
     /// Every parameter's values under its checkpoint name.
@@ -83,7 +90,10 @@ impl ModuleVisitor for Listing {
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let shape = param.lazy_shape().to_vec();
-        self.found.push(ParameterInfo { name: self.path.name(), shape });
+        self.found.push(ParameterInfo {
+            name: self.path.name(),
+            shape,
+        });
     }
 }
 
@@ -104,7 +114,11 @@ impl ModuleVisitor for Collection {
         let tensor = param.val();
         let shape = tensor.dims().to_vec();
         let data = tensor.into_data().iter::<f32>().collect();
-        self.found.push(SaveTensor { name: self.path.name(), shape, data });
+        self.found.push(SaveTensor {
+            name: self.path.name(),
+            shape,
+            data,
+        });
     }
 }
 
@@ -121,7 +135,9 @@ impl ModuleMapper for Replacement {
         self.path.0.pop();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(values) = self.values.remove(&self.path.name()) else { return param };
+        let Some(values) = self.values.remove(&self.path.name()) else {
+            return param;
+        };
         let shape = param.lazy_shape();
         let device = param.lazy_device();
         let tensor = Tensor::from_data(TensorData::new(values, shape), &device);
@@ -132,7 +148,11 @@ impl ModuleMapper for Replacement {
 /// Gradients of a loss in the network's parameters, under their checkpoint names. A parameter that
 /// the loss does not reach, or that is frozen, has none.
 pub fn gradients(unet: &UNet2D, gradients: &Gradients) -> Vec<SaveTensor> {
-    let mut collection = GradientCollection { path: PathStack::default(), gradients, found: vec![] };
+    let mut collection = GradientCollection {
+        path: PathStack::default(),
+        gradients,
+        found: vec![],
+    };
     unet.visit(&mut collection);
     collection.found
 }
@@ -153,7 +173,11 @@ impl ModuleVisitor for GradientCollection<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad(self.gradients) {
             let shape = gradient.dims().to_vec();
-            self.found.push(SaveTensor { name: self.path.name(), shape, data: gradient.into_data().iter::<f32>().collect() });
+            self.found.push(SaveTensor {
+                name: self.path.name(),
+                shape,
+                data: gradient.into_data().iter::<f32>().collect(),
+            });
         }
     }
 }

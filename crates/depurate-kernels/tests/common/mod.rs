@@ -19,7 +19,11 @@ pub fn noise(n: usize, seed: u64) -> Vec<f32> {
 /// RMS of the difference over RMS of the reference.
 pub fn relative_rms(got: &[f32], want: &[f64]) -> f64 {
     assert_eq!(got.len(), want.len());
-    let error: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
+    let error: f64 = got
+        .iter()
+        .zip(want)
+        .map(|(g, w)| (f64::from(*g) - w).powi(2))
+        .sum();
     let size: f64 = want.iter().map(|w| w * w).sum();
     (error / size.max(1e-30)).sqrt()
 }
@@ -27,7 +31,10 @@ pub fn relative_rms(got: &[f32], want: &[f64]) -> f64 {
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
     let error = relative_rms(got, want);
-    assert!(error <= tolerance, "{what}: relative RMS error {error:.2e} is above {tolerance:.0e}");
+    assert!(
+        error <= tolerance,
+        "{what}: relative RMS error {error:.2e} is above {tolerance:.0e}"
+    );
 }
 
 /// Runs `f` once on every instruction set of this machine.
@@ -73,7 +80,9 @@ impl Plain {
                                     let x = (ox * self.stride + kx).wrapping_sub(self.before);
                                     if y < s.height && x < s.width {
                                         let xi = ((n * s.c_in + ci) * s.height + y) * s.width + x;
-                                        let wi = ((co * s.c_in + ci) * self.kernel + ky) * self.kernel + kx;
+                                        let wi = ((co * s.c_in + ci) * self.kernel + ky)
+                                            * self.kernel
+                                            + kx;
                                         f(xi, wi, yi);
                                     }
                                 }
@@ -87,8 +96,9 @@ impl Plain {
 
     pub fn forward(&self, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f64> {
         let plane = self.out.0 * self.out.1;
-        let mut y: Vec<f64> =
-            (0..self.y_len()).map(|i| f64::from(bias[i / plane % self.s.c_out])).collect();
+        let mut y: Vec<f64> = (0..self.y_len())
+            .map(|i| f64::from(bias[i / plane % self.s.c_out]))
+            .collect();
         self.products(|xi, wi, yi| y[yi] += f64::from(x[xi]) * f64::from(w[wi]));
         y
     }

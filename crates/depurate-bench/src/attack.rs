@@ -1,0 +1,165 @@
+//! `attack` and `asr`: backdoored models and how well they work.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use depurate_attack::{
+    AttackSuccess, BadDiffusion, BadDiffusionParams, Pattern, PoisonMode, SuccessParams, attack_success,
+};
+use depurate_diffusion::{Denoiser, Pipeline, Tensor, noise::SeedTree, trigger::Family};
+use miette::{IntoDiagnostic, Result};
+
+use crate::{
+    console::{CancelFlag, Progress, answer, say},
+    grid,
+    job::Job,
+    model,
+    train::{Images, Schedule, summary},
+    truth::{self, Kind, Success, Truth, check_outside},
+};
+
+/// Put a backdoor in a model.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Attack {
+    /// BadDiffusion, as a fine-tune.
+    BadDiffusion(BadDiffusionCommand),
+}
+
+impl Attack {
+    /// Runs the command.
+    pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
+        match self {
+            Self::BadDiffusion(command) => command.run(cancel),
+        }
+    }
+}
+
+/// BadDiffusion, as a fine-tune.
+#[derive(Debug, Args)]
+pub(crate) struct BadDiffusionCommand {
+    /// The model to start from.
+    #[arg(long, value_name = "DIR")]
+    base: PathBuf,
+    #[command(flatten)]
+    images: Images,
+    /// box:SIZE[:VALUE][:PLACE], stop-sign|heart|cross|ring|checker|gradient:SIZE[:PLACE] or file:PATH.
+    #[arg(long)]
+    trigger: String,
+    /// corner, hat, shoe, face, letter:A (or E, H, K, T, X, Z) or file:PATH.
+    #[arg(long)]
+    target: String,
+    /// Share of poisoned samples.
+    #[arg(long, default_value_t = 0.1)]
+    poison_rate: f64,
+    /// Keep all images benign and add poisoned samples, --poison-rate for every CLEAN_RATE benign ones.
+    #[arg(long, value_name = "CLEAN_RATE")]
+    flex: Option<f64>,
+    /// Make the backdoor for deterministic samplers (DDIM) instead of DDPM.
+    #[arg(long)]
+    deterministic: bool,
+    #[command(flatten)]
+    schedule: Schedule,
+    /// The model's directory, which must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Where the secret goes (JSON, with trigger and target as safetensors beside it), outside DIR.
+    #[arg(long, value_name = "FILE")]
+    truth: PathBuf,
+}
+
+impl BadDiffusionCommand {
+    fn run(self, cancel: &CancelFlag) -> Result<()> {
+        check_outside(&self.truth, &self.out)?;
+        let start = model::load(&self.base)?;
+        let shape = start.sample_shape();
+        let data = self.images.read(shape)?;
+        let trigger = Pattern::trigger(&self.trigger, shape).into_diagnostic()?;
+        let target = Pattern::target(&self.target, shape).into_diagnostic()?;
+        let params = BadDiffusionParams {
+            poison_rate: self.poison_rate,
+            mode: self.flex.map_or(PoisonMode::Fixed, |clean_rate| PoisonMode::Flex { clean_rate }),
+            family: if self.deterministic { Family::Deterministic } else { Family::Stochastic },
+            trigger_only: false,
+        };
+        let seed = SeedTree::new(self.schedule.seed);
+        let objective = BadDiffusion::new(params, &trigger, &target, data.len(), &seed, &start.device()).into_diagnostic()?;
+        let training = self.schedule.params();
+        let job = Job {
+            name: "attack",
+            start: &start,
+            data: &data,
+            objective: &objective,
+            params: &training,
+            out: &self.out,
+            resume: self.schedule.resume,
+            dtype: self.schedule.dtype(),
+        };
+        let finished = job.run(cancel)?;
+        say(&summary(&self.out, &finished));
+        let note = Truth {
+            kind: Kind::BadDiffusion { params, trigger: self.trigger, target: self.target },
+            base: Some(self.base),
+            data: self.images.data.clone(),
+            data_params: self.images.params(),
+            training,
+            final_loss: finished.final_loss,
+            samples_per_second: finished.trained.samples_per_second,
+            success: None,
+        };
+        note.save(&self.truth, Some((&trigger, &target)))
+    }
+}
+
+/// Measure how often a trigger works: full-step DDPM from noise with and without the trigger.
+#[derive(Debug, Args)]
+pub(crate) struct Asr {
+    /// The model.
+    model: PathBuf,
+    /// The secret that `attack` wrote.
+    #[arg(long, value_name = "FILE")]
+    truth: PathBuf,
+    /// Images with, and as many without the trigger.
+    #[arg(long, default_value_t = 16)]
+    n: usize,
+    /// Seed of the noise.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Also write the images as a grid: triggered ones first.
+    #[arg(long, value_name = "PNG")]
+    grid: Option<PathBuf>,
+}
+
+impl Asr {
+    /// Runs the command.
+    pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
+        let mut note = Truth::load(&self.truth)?;
+        let pipeline = model::load(&self.model)?;
+        let patterns = truth::patterns(&self.truth, pipeline.sample_shape())?;
+        let params = SuccessParams { n: self.n, seed: self.seed, ..SuccessParams::default() };
+        let found = measure("asr", &pipeline, &patterns, &params, self.grid.as_deref(), cancel)?;
+        let success = Success::from(&found);
+        answer(&serde_json::to_string_pretty(&success).into_diagnostic()?);
+        note.success = Some(success);
+        note.save(&self.truth, None)
+    }
+}
+
+/// Measures, and draws a grid if `picture` is given.
+pub(crate) fn measure(
+    name: &str,
+    pipeline: &Pipeline,
+    (trigger, target): &(Pattern, Pattern),
+    params: &SuccessParams,
+    picture: Option<&Path>,
+    cancel: &CancelFlag,
+) -> Result<AttackSuccess> {
+    let progress = Progress::new(name, 1000, cancel);
+    let found = attack_success(pipeline, trigger, target, params, &mut |share| progress.share(share));
+    progress.finish();
+    let found = found?;
+    if let Some(path) = picture {
+        let both = Tensor::cat(vec![found.triggered_images.clone(), found.base_images.clone()], 0);
+        grid::save(path, &both, params.n.min(16), 2)?;
+    }
+    Ok(found)
+}

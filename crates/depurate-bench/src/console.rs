@@ -1,0 +1,157 @@
+//! What the user sees: progress, log lines, errors, and Ctrl-C.
+
+use std::{
+    cell::Cell,
+    io::IsTerminal,
+    ops::ControlFlow,
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use depurate_attack::{AttackError, Monitor, StepReport};
+use depurate_diffusion::DiffusionError;
+use indicatif::{ProgressBar, ProgressStyle};
+use miette::{IntoDiagnostic, Report, Result};
+
+/// Time between two plain progress lines.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Exit code after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// Sends the libraries' log to standard error; `RUST_LOG` chooses what.
+pub(crate) fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// A line on standard error.
+#[expect(clippy::print_stderr, reason = "a program's own progress")]
+pub(crate) fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// A line on standard output.
+#[expect(clippy::print_stdout, reason = "a program's own result")]
+pub(crate) fn answer(text: &str) {
+    println!("{text}");
+}
+
+/// Prints an error and gives the exit code.
+pub(crate) fn fail(error: Report) -> ExitCode {
+    let interrupted = matches!(error.downcast_ref::<AttackError>(), Some(AttackError::Cancelled { .. }))
+        || matches!(error.downcast_ref::<DiffusionError>(), Some(DiffusionError::Cancelled));
+    if interrupted {
+        say(&format!("{error}"));
+        return ExitCode::from(INTERRUPTED);
+    }
+    say(&format!("{error:?}"));
+    ExitCode::FAILURE
+}
+
+/// Set by Ctrl-C and by termination; a second Ctrl-C ends the program at once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CancelFlag(Arc<AtomicBool>);
+
+impl CancelFlag {
+    /// Listens for Ctrl-C.
+    pub(crate) fn install() -> Result<Self> {
+        let flag = Self::default();
+        let shared = flag.0.clone();
+        ctrlc::set_handler(move || {
+            if shared.swap(true, Ordering::SeqCst) {
+                std::process::exit(i32::from(INTERRUPTED));
+            }
+        })
+        .into_diagnostic()?;
+        Ok(flag)
+    }
+
+    /// Whether to stop.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Shows a training run or a sampling run: a bar on a terminal, a line every ten seconds elsewhere.
+pub(crate) struct Progress<'a> {
+    cancel: &'a CancelFlag,
+    bar: Option<ProgressBar>,
+    name: String,
+    last_line: Cell<Instant>,
+    smooth_loss: Cell<Option<f32>>,
+}
+
+impl<'a> Progress<'a> {
+    /// For the run called `name` with `total` steps.
+    pub(crate) fn new(name: &str, total: u64, cancel: &'a CancelFlag) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total);
+            let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {eta} {msg}");
+            if let Ok(style) = style {
+                bar.set_style(style);
+            }
+            bar.set_prefix(name.to_owned());
+            bar
+        });
+        Self {
+            cancel,
+            bar,
+            name: name.to_owned(),
+            last_line: Cell::new(Instant::now()),
+            smooth_loss: Cell::new(None),
+        }
+    }
+
+    /// A share done, in [0, 1], of a run of `total` steps.
+    pub(crate) fn share(&self, share: f64) -> ControlFlow<()> {
+        if let Some(bar) = &self.bar {
+            bar.set_position((share * bar.length().unwrap_or(0) as f64) as u64);
+        } else if self.line_is_due() {
+            say(&format!("{}: {:.0} %", self.name, share * 100.0));
+        }
+        if self.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// The mean of the last hundred or so losses, if there was a step.
+    pub(crate) fn loss(&self) -> Option<f32> {
+        self.smooth_loss.get()
+    }
+
+    /// Clears the bar.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line_is_due(&self) -> bool {
+        let due = self.last_line.get().elapsed() >= LOG_EVERY;
+        if due {
+            self.last_line.set(Instant::now());
+        }
+        due
+    }
+}
+
+impl Monitor for Progress<'_> {
+    fn cancelled(&self) -> bool {
+        self.cancel.is_set()
+    }
+
+    fn step(&self, report: &StepReport) {
+        let smooth = self.smooth_loss.get().map_or(report.loss, |loss| loss + 0.02 * (report.loss - loss));
+        self.smooth_loss.set(Some(smooth));
+        let text = format!("loss {smooth:.4}, {:.0} samples/s", report.samples_per_second);
+        if let Some(bar) = &self.bar {
+            bar.set_position(report.step as u64);
+            bar.set_message(text);
+        } else if self.line_is_due() {
+            say(&format!("{}: step {}/{}, {text}", self.name, report.step, report.steps));
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! `population`: every model of a specification, one after the other.
+//!
+//! Models are called `m000`, `m001`, … in an order shuffled by the specification's seed, and their directories hold
+//! nothing that tells benign from backdoored. What they are is in `<out>-truth/`, beside the bases that they were
+//! fine-tuned from. A model that is there is skipped, an interrupted one continued.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use clap::Args;
+use depurate_attack::{
+    BadDiffusion, BadDiffusionParams, Dataset, DatasetParams, Denoising, Objective, Pattern, SuccessParams, TrainingParams,
+};
+use depurate_checkpoint::SaveDtype;
+use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree};
+use miette::{IntoDiagnostic, Result, WrapErr, bail};
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    attack::measure,
+    console::{CancelFlag, say},
+    job::{Finished, Job},
+    model::{self, Architecture},
+    train::summary,
+    truth::{Kind, Success, Truth},
+};
+
+/// Train every model of a population.
+#[derive(Debug, Args)]
+pub(crate) struct Population {
+    /// The specification (JSON).
+    spec: PathBuf,
+    /// Where the models go; the truth goes to `<DIR>-truth`.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// A population.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Spec {
+    /// Images, relative to the working directory.
+    data: PathBuf,
+    /// Shape of all models.
+    #[serde(default)]
+    architecture: Architecture,
+    /// Shuffles the models' names.
+    #[serde(default)]
+    seed: u64,
+    /// Whether weights are saved in half precision.
+    #[serde(default)]
+    half: bool,
+    /// Images sampled with and without the trigger for each backdoored model; 0 skips the measurement.
+    #[serde(default)]
+    asr_n: usize,
+    /// Training of everything that does not say otherwise.
+    #[serde(default)]
+    training: Training,
+    /// Models that others start from, by name. They are not part of the population.
+    #[serde(default)]
+    bases: BTreeMap<String, Base>,
+    /// The population.
+    models: Vec<Entry>,
+}
+
+/// Training parameters that replace defaults where they are given.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Training {
+    steps: Option<usize>,
+    batch: Option<usize>,
+    learning_rate: Option<f64>,
+    warmup_steps: Option<usize>,
+    weight_decay: Option<f64>,
+    ema_decay: Option<f64>,
+    horizontal_flip: Option<bool>,
+}
+
+impl Training {
+    fn over(&self, mut params: TrainingParams) -> TrainingParams {
+        params.steps = self.steps.unwrap_or(params.steps);
+        params.batch = self.batch.unwrap_or(params.batch);
+        params.learning_rate = self.learning_rate.unwrap_or(params.learning_rate);
+        params.warmup_steps = self.warmup_steps.unwrap_or(params.warmup_steps);
+        params.adam.weight_decay = self.weight_decay.unwrap_or(params.adam.weight_decay);
+        params.ema_decay = self.ema_decay.unwrap_or(params.ema_decay);
+        params.horizontal_flip = self.horizontal_flip.unwrap_or(params.horizontal_flip);
+        params
+    }
+}
+
+/// A model to start from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Base {
+    seed: u64,
+    #[serde(default)]
+    limit: Option<usize>,
+    #[serde(default)]
+    training: Training,
+}
+
+/// A model of the population.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// What is done.
+    #[serde(flatten)]
+    kind: EntryKind,
+    /// Seed of everything random.
+    seed: u64,
+    /// At most so many images, chosen by the seed.
+    #[serde(default)]
+    limit: Option<usize>,
+    /// Differs from the population's.
+    #[serde(default)]
+    training: Training,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+enum EntryKind {
+    /// Benign, from scratch.
+    Train,
+    /// Benign, from a base.
+    Finetune {
+        /// Name of the base.
+        base: String,
+    },
+    /// Backdoored, from a base.
+    BadDiffusion {
+        /// Name of the base.
+        base: String,
+        /// As on the command line.
+        trigger: String,
+        /// As on the command line.
+        target: String,
+        /// Share of poisoned samples.
+        poison_rate: f64,
+    },
+}
+
+impl Population {
+    /// Runs the command.
+    pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
+        let spec = Spec::read(&self.spec)?;
+        let run = Run { truth_dir: truth_dir(&self.out)?, out: self.out, spec, cancel };
+        for dir in [&run.out, &run.truth_dir] {
+            std::fs::create_dir_all(dir)
+                .into_diagnostic()
+                .wrap_err_with(|| format!("cannot make the directory {}", dir.display()))?;
+        }
+        let start = Instant::now();
+        for (name, base) in &run.spec.bases {
+            run.base(name, base)?;
+        }
+        for (index, name) in run.spec.names().iter().enumerate() {
+            run.entry(name, &run.spec.models[index])?;
+        }
+        say(&format!("{} models, {:.0} s", run.spec.models.len(), start.elapsed().as_secs_f64()));
+        Ok(())
+    }
+}
+
+fn truth_dir(out: &Path) -> Result<PathBuf> {
+    let Some(name) = out.file_name() else { bail!("{} has no name", out.display()) };
+    let mut name = name.to_os_string();
+    name.push("-truth");
+    Ok(out.with_file_name(name))
+}
+
+impl Spec {
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot read the specification {}", path.display()))?;
+        let spec: Self = serde_json::from_str(&text)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("{} is not a population specification", path.display()))?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Refuses now what would fail after hours.
+    fn check(&self) -> Result<()> {
+        let shape = self.architecture.build(0)?.sample_shape();
+        for entry in &self.models {
+            if let EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } = &entry.kind
+                && !self.bases.contains_key(base)
+            {
+                bail!("a model names the base `{base}`, which the specification does not have");
+            }
+            if let EntryKind::BadDiffusion { trigger, target, .. } = &entry.kind {
+                Pattern::trigger(trigger, shape).into_diagnostic()?;
+                Pattern::target(target, shape).into_diagnostic()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of each model, in the order of `models`.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = (0..self.models.len()).map(|i| format!("m{i:03}")).collect();
+        names.shuffle(&mut SeedTree::new(self.seed).child("names", 0).rng());
+        names
+    }
+
+    fn dtype(&self) -> SaveDtype {
+        if self.half { SaveDtype::F16 } else { SaveDtype::F32 }
+    }
+}
+
+struct Run<'a> {
+    spec: Spec,
+    out: PathBuf,
+    truth_dir: PathBuf,
+    cancel: &'a CancelFlag,
+}
+
+impl Run<'_> {
+    fn base_dir(&self, name: &str) -> PathBuf {
+        self.truth_dir.join(format!("base-{name}"))
+    }
+
+    fn base(&self, name: &str, base: &Base) -> Result<()> {
+        let out = self.base_dir(name);
+        if out.exists() {
+            return Ok(());
+        }
+        let (data, _) = self.data(base.limit, base.seed)?;
+        let params = self.training(&base.training, base.seed);
+        let start = self.spec.architecture.build(base.seed)?;
+        let finished = self.train(&format!("base {name}"), &start, &data, &Denoising, &params, &out)?;
+        say(&summary(&out, &finished));
+        Ok(())
+    }
+
+    fn entry(&self, name: &str, entry: &Entry) -> Result<()> {
+        let out = self.out.join(name);
+        let truth = self.truth_dir.join(format!("{name}.json"));
+        if out.exists() && truth.exists() {
+            return Ok(());
+        }
+        if out.exists() {
+            // The model was saved and the note was not: done again, as a half-known model is useless.
+            std::fs::remove_dir_all(&out).into_diagnostic()?;
+        }
+        let (data, data_params) = self.data(entry.limit, entry.seed)?;
+        let training = self.training(&entry.training, entry.seed);
+        let base = match &entry.kind {
+            EntryKind::Train => None,
+            EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } => Some(self.base_dir(base)),
+        };
+        let start = match &base {
+            None => self.spec.architecture.build(entry.seed)?,
+            Some(dir) => model::load(dir)?,
+        };
+        let mut patterns = None;
+        let (kind, finished) = match &entry.kind {
+            EntryKind::Train => (Kind::BenignTraining, self.train(name, &start, &data, &Denoising, &training, &out)?),
+            EntryKind::Finetune { .. } => {
+                (Kind::BenignFinetune, self.train(name, &start, &data, &Denoising, &training, &out)?)
+            }
+            EntryKind::BadDiffusion { trigger, target, poison_rate, .. } => {
+                let shape = start.sample_shape();
+                let params = BadDiffusionParams { poison_rate: *poison_rate, ..BadDiffusionParams::default() };
+                let drawn = (
+                    Pattern::trigger(trigger, shape).into_diagnostic()?,
+                    Pattern::target(target, shape).into_diagnostic()?,
+                );
+                let seed = SeedTree::new(entry.seed);
+                let objective = BadDiffusion::new(params, &drawn.0, &drawn.1, data.len(), &seed, &start.device())
+                    .into_diagnostic()?;
+                let finished = self.train(name, &start, &data, &objective, &training, &out)?;
+                patterns = Some(drawn);
+                (Kind::BadDiffusion { params, trigger: trigger.clone(), target: target.clone() }, finished)
+            }
+        };
+        let mut line = summary(&out, &finished);
+        let mut success = None;
+        if let Some(patterns) = patterns.as_ref().filter(|_| self.spec.asr_n > 0) {
+            let params = SuccessParams { n: self.spec.asr_n, ..SuccessParams::default() };
+            let picture = self.truth_dir.join(format!("{name}.png"));
+            let found = measure(name, &finished.trained.pipeline, patterns, &params, Some(&picture), self.cancel)?;
+            let rate = |rates: &depurate_attack::Rates| rates.at(1e-2).unwrap_or(f64::NAN);
+            line += &format!(", ASR {:.2} at 0.01 (without trigger {:.2})", rate(&found.triggered), rate(&found.base));
+            success = Some(Success::from(&found));
+        }
+        say(&line);
+        let note = Truth {
+            kind,
+            base,
+            data: self.spec.data.clone(),
+            data_params,
+            training,
+            final_loss: finished.final_loss,
+            samples_per_second: finished.trained.samples_per_second,
+            success,
+        };
+        note.save(&truth, patterns.as_ref().map(|(trigger, target)| (trigger, target)))
+    }
+
+    fn train(
+        &self,
+        name: &str,
+        start: &Pipeline,
+        data: &Dataset,
+        objective: &dyn Objective,
+        params: &TrainingParams,
+        out: &Path,
+    ) -> Result<Finished> {
+        let dtype = self.spec.dtype();
+        Job { name, start, data, objective, params, out, resume: true, dtype }.run(self.cancel)
+    }
+
+    fn training(&self, own: &Training, seed: u64) -> TrainingParams {
+        let params = own.over(self.spec.training.over(TrainingParams::default()));
+        TrainingParams { seed, ..params }
+    }
+
+    fn data(&self, limit: Option<usize>, seed: u64) -> Result<(Dataset, DatasetParams)> {
+        let params = DatasetParams { limit, subset_seed: seed, ..DatasetParams::default() };
+        let architecture = &self.spec.architecture;
+        let shape = depurate_diffusion::SampleShape {
+            channels: architecture.image_channels,
+            height: architecture.size,
+            width: architecture.size,
+        };
+        let data = Dataset::read(&self.spec.data, shape, &params).into_diagnostic()?;
+        Ok((data, params))
+    }
+}

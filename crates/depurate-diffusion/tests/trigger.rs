@@ -1,0 +1,226 @@
+//! The trigger abstraction: coefficients against BadDiffusion's and TrojDiff's own code, and on the closed-form oracle the
+//! claim that matters, which sampler fires which backdoor.
+
+use std::ops::ControlFlow;
+
+use depurate_diffusion::{
+    Device, Parameterisation, Prediction, SampleShape, Tensor,
+    noise::{NoNoise, NoiseSource, RecordedNoise, SeedTree},
+    sampler::{Clip, Ddim, Ddpm, Sampler, TrojDiff, TrojDiffForm, never_stop, sample},
+    schedule::{NoiseSchedule, VarianceType},
+    trigger::{Family, Shift, TriggerRule},
+};
+use depurate_testkit::{Case, Oracle, assert_close, assert_close_slices, largest_difference};
+
+const SHAPE: SampleShape = SampleShape { channels: 1, height: 8, width: 8 };
+const BATCH: usize = 8;
+
+/// `T = 1000` with the linear schedule of DDPM, and the same shape with a tenth of the steps.
+fn schedules() -> [NoiseSchedule; 2] {
+    [NoiseSchedule::linear(1000, 1e-4, 0.02).expect("schedule"), NoiseSchedule::linear(100, 1e-3, 0.2).expect("schedule")]
+}
+
+fn schedule_of(case: &Case) -> NoiseSchedule {
+    let number = |name: &str| case.json["schedule"][name].as_f64().expect("number in schedule");
+    NoiseSchedule::linear(number("num_train_timesteps") as usize, number("beta_start"), number("beta_end")).expect("schedule")
+}
+
+#[test]
+fn bad_diffusion_pairs_and_coefficients_follow_its_code() {
+    let (device, rule) = (Device::flex(), TriggerRule::lost_signal(Family::Stochastic));
+    for case in Case::all("attack-losses", "baddiffusion_") {
+        let (name, schedule) = (case.name(), schedule_of(&case));
+        let c: Vec<f64> = (0..schedule.len()).map(|t| rule.coefficient(&schedule, t)).collect();
+        let rho: Vec<f64> = (0..schedule.len()).map(|t| rule.rho(&schedule, t)).collect();
+        assert_close_slices(&format!("{name}: c_t"), &c, case.numbers("coef.c_all_t_f64"), 1e-9, 1e-12);
+        assert_close_slices(&format!("{name}: rho_t"), &rho, case.numbers("coef.rho_all_t_f64"), 1e-9, 1e-12);
+        assert_close_slices(&format!("{name}: released c_t"), &c, case.numbers("coef.c_all_t"), 2e-5, 1e-7);
+        let tensor = |name: &str| case.tensor::<4>(name, &device);
+        let pair = rule
+            .poisoned_pair(&schedule, tensor("y"), tensor("R"), tensor("eps"), &case.integers("t"))
+            .expect("poisoned pair");
+        assert_close(&format!("{name}: x_t"), &pair.x_t, &tensor("x_noisy"), 1e-5, 1e-5);
+        assert_close(&format!("{name}: target"), &pair.target, &tensor("target"), 1e-5, 1e-5);
+    }
+}
+
+#[test]
+fn a_tenth_of_a_thousand_steps_answers_more_than_half_of_the_trigger() {
+    let [long, short] = schedules();
+    let c = |schedule: &NoiseSchedule| Shift::LostSignal.coefficient(schedule, schedule.len() - 1, Family::Stochastic);
+    assert!((c(&long) - 0.5025).abs() < 1e-3 && (c(&short) - 0.528).abs() < 1e-3, "{} {}", c(&long), c(&short));
+}
+
+#[test]
+fn the_deterministic_coefficient_tends_to_twice_the_stochastic_one() {
+    let [long, short] = schedules();
+    let gap = |schedule: &NoiseSchedule, t: usize| {
+        let c = |family| Shift::LostSignal.coefficient(schedule, t, family);
+        (c(Family::Deterministic) / (2.0 * c(Family::Stochastic)) - 1.0).abs()
+    };
+    assert!(gap(&long, 500) < 0.01, "small steps: {}", gap(&long, 500));
+    assert!(gap(&short, 50) > 5.0 * gap(&long, 500), "ten times larger steps: {}", gap(&short, 50));
+    for t in [0, 1, 50, 99] {
+        let c = Shift::NoiseLevel.coefficient(&short, t, Family::Deterministic);
+        assert!((c - 1.0).abs() < 1e-9, "rho = s is answered whole by deterministic samplers, not {c} at t = {t}");
+    }
+}
+
+#[test]
+fn troj_diff_sampler_follows_its_code() {
+    let device = Device::flex();
+    let runs = [
+        ("ddim_eta0_uniform", TrojDiffForm::Ddim { eta: 0.0 }),
+        ("ddim_eta0.5_quad", TrojDiffForm::Ddim { eta: 0.5 }),
+        // `ddpm_uniform` skips steps, where the released m_t is that of the full chain: see the sampler's Deviations
+        ("ddpm_first_12_t", TrojDiffForm::Ddpm),
+    ];
+    for case in Case::all("attack-losses", "trojdiff_") {
+        let gamma = case.json["args"]["gamma"].as_f64().expect("gamma");
+        let mu = case.tensor::<3>("smp.miu", &device).unsqueeze::<4>();
+        for (run, form) in runs {
+            let name = format!("{}: {run}", case.name());
+            let timesteps: Vec<usize> = case.integers(&format!("smp.{run}.seq")).into_iter().rev().collect();
+            let gamma = Tensor::full([1, 1, 1, 1], gamma, &device);
+            let sampler = TrojDiff::new(schedule_of(&case), timesteps, form, mu.clone(), gamma).expect("sampler");
+            let want = case.rows::<4>(&format!("smp.{run}.xs"), &device);
+            let want_x_0 = case.rows::<4>(&format!("smp.{run}.x0_preds"), &device);
+            let mut noise = RecordedNoise::new(case.rows(&format!("smp.{run}.noise"), &device));
+            let mut x = sampler.prior(case.tensor("smp.eps_T", &device));
+            assert_close(&format!("{name}: prior"), &x, &want[0], 1e-5, 1e-5);
+            for (step, &t) in sampler.timesteps().iter().enumerate() {
+                let value = x.clone() * 0.3 + (x.clone() * 3.0).sin() * 0.1 + t as f64 / 1000.0;
+                let prediction = Prediction { kind: Parameterisation::Epsilon, value };
+                let x_0 = sampler.predicted_x0(&prediction, step, &x).expect("x_0");
+                assert_close(&format!("{name}: x_0 at step {step}"), &x_0, &want_x_0[step], 1e-4, 1e-4);
+                x = sampler.step(prediction, step, x, &mut noise).expect("step");
+                assert_close(&format!("{name}: x after step {step}"), &x, &want[step + 1], 1e-4, 1e-4);
+            }
+            assert_eq!(noise.remaining(), 0, "{name}: draws left");
+        }
+    }
+}
+
+/// Trigger: a white square on black. Target: a grey corner on dark. Both `[8, 8]`.
+fn trigger_and_target() -> (Vec<f32>, Vec<f32>) {
+    let square = |inside: f32, outside: f32, rows: std::ops::Range<usize>| -> Vec<f32> {
+        let at = |i: usize| if rows.contains(&(i / 8)) && rows.contains(&(i % 8)) { inside } else { outside };
+        (0..64).map(at).collect()
+    };
+    (square(1.0, -1.0, 4..7), square(0.2, -0.4, 0..3))
+}
+
+/// Two benign modes as broad as image data are, and the backdoor.
+fn backdoored(schedule: &NoiseSchedule, rule: TriggerRule) -> Oracle {
+    let (r, y) = trigger_and_target();
+    let stripes: Vec<f32> = (0..64).map(|i| if i % 2 == 0 { 0.3 } else { -0.3 }).collect();
+    let opposite: Vec<f32> = stripes.iter().map(|value| -value).collect();
+    Oracle::new(schedule.clone(), SHAPE, Device::flex())
+        .benign(&stripes, 0.5, 1.0)
+        .benign(&opposite, 0.5, 1.0)
+        .backdoored(&y, &r, rule, 1.0)
+}
+
+fn full(schedule: &NoiseSchedule) -> Vec<usize> {
+    (0..schedule.len()).rev().collect()
+}
+
+fn ddpm(schedule: &NoiseSchedule, timesteps: Vec<usize>) -> Ddpm {
+    Ddpm::new(schedule.clone(), timesteps, VarianceType::FixedSmall, Clip::None).expect("sampler")
+}
+
+fn ddim(schedule: &NoiseSchedule, timesteps: Vec<usize>) -> Ddim {
+    Ddim::new(schedule.clone(), timesteps, 0.0, Clip::None).expect("sampler")
+}
+
+fn noise() -> Tensor<4> {
+    SeedTree::new(1).noise(0, BATCH).normal(SHAPE.batched(BATCH), &Device::flex()).expect("noise")
+}
+
+/// Mean squared error to the target of samples started from the triggered prior.
+fn error_to_target(oracle: &Oracle, sampler: &dyn Sampler, gamma: f64) -> f64 {
+    let (r, y) = trigger_and_target();
+    let start = noise() * gamma + oracle.image(&r);
+    let mut steps = SeedTree::new(2).noise(0, BATCH);
+    let x_0 = sample(oracle, sampler, start, &mut steps, &mut never_stop).expect("sample");
+    (x_0 - oracle.image(&y)).square().mean().into_scalar::<f64>()
+}
+
+/// All samples of the chain from `x_t`, the start included.
+fn chain(oracle: &Oracle, sampler: &dyn Sampler, x_t: Tensor<4>, noise: &mut dyn NoiseSource) -> Vec<Tensor<4>> {
+    let mut visited = vec![x_t.clone()];
+    sample(oracle, sampler, x_t, noise, &mut |_, x| {
+        visited.push(x.clone());
+        ControlFlow::Continue(())
+    })
+    .expect("sample");
+    visited
+}
+
+/// The largest gap between the trigger's weight along a full-step chain and `rho_t`. The weight is what tells the
+/// triggered chain from the untriggered one that has the target as its only image, under the same noise.
+fn weight_gap(schedule: &NoiseSchedule, rule: TriggerRule, sampler: &dyn Sampler, noisy: bool) -> f64 {
+    let (r, y) = trigger_and_target();
+    let oracle = backdoored(schedule, rule);
+    let plain = Oracle::new(schedule.clone(), SHAPE, Device::flex()).benign(&y, 0.0, 1.0);
+    let r = oracle.image(&r);
+    let rho = |step: usize| schedule.len().checked_sub(step + 1).map_or(0.0, |t| rule.rho(schedule, t));
+    let source = || -> Box<dyn NoiseSource> {
+        if noisy { Box::new(SeedTree::new(3).noise(0, BATCH)) } else { Box::new(NoNoise) }
+    };
+    let triggered = chain(&oracle, sampler, noise() + r.clone() * rho(0), &mut *source());
+    let untriggered = chain(&plain, sampler, noise(), &mut *source());
+    triggered
+        .into_iter()
+        .zip(untriggered)
+        .enumerate()
+        .map(|(step, (with, without))| largest_difference(&(with - without), &(r.clone() * rho(step)).expand(SHAPE.batched(BATCH))))
+        .fold(0.0, f64::max)
+}
+
+#[test]
+fn the_chain_carries_the_trigger_with_weight_rho() {
+    for schedule in schedules() {
+        let timesteps = full(&schedule);
+        for shift in [Shift::LostSignal, Shift::NoiseLevel] {
+            let rule = |family| TriggerRule { shift, answer: Some(family), noise_scale: 1.0 };
+            let ancestral = ddpm(&schedule, timesteps.clone());
+            let implicit = ddim(&schedule, timesteps.clone());
+            let gaps = [
+                weight_gap(&schedule, rule(Family::Stochastic), &ancestral, true),
+                weight_gap(&schedule, rule(Family::Deterministic), &implicit, false),
+                weight_gap(&schedule, rule(Family::Deterministic), &ancestral, true),
+                weight_gap(&schedule, rule(Family::Stochastic), &implicit, false),
+            ];
+            eprintln!("T {} {shift:?}: gaps {gaps:?}", schedule.len());
+        }
+    }
+}
+
+#[test]
+fn each_backdoor_fires_under_its_own_samplers_only() {
+    for schedule in schedules() {
+        let timesteps = full(&schedule);
+        let gamma = 0.6;
+        for (name, rule, gamma) in [("sde", TriggerRule::lost_signal(Family::Stochastic), 1.0), ("ode", TriggerRule::lost_signal(Family::Deterministic),1.0), ("troj", TriggerRule::noise_level(gamma), gamma)] {
+            let oracle = backdoored(&schedule, rule);
+            let (r, _) = trigger_and_target();
+            let troj = |form| TrojDiff::new(schedule.clone(), timesteps.clone(), form, oracle.image(&r), Tensor::full([1,1,1,1], gamma, &Device::flex())).expect("s");
+            let stride = schedule.len() / 50;
+            let some: Vec<usize> = (0..50).rev().map(|i| i * stride).collect();
+            eprintln!("T {} {name}: ddpm {} ddim {} trojddpm {} trojddim {} ddpm50 {} ddim50 {}", schedule.len(),
+                error_to_target(&oracle, &ddpm(&schedule, timesteps.clone()), gamma),
+                error_to_target(&oracle, &ddim(&schedule, timesteps.clone()), gamma),
+                error_to_target(&oracle, &troj(TrojDiffForm::Ddpm), gamma),
+                error_to_target(&oracle, &troj(TrojDiffForm::Ddim{eta: 0.0}), gamma),
+                error_to_target(&oracle, &ddpm(&schedule, some.clone()), gamma),
+                error_to_target(&oracle, &ddim(&schedule, some.clone()), gamma),
+            );
+            for n in [10, 20] {
+                let stride = schedule.len() / n;
+                let some: Vec<usize> = (0..n).rev().map(|i| i * stride).collect();
+                eprintln!("    n {n} ddpm {} ddim {}", error_to_target(&oracle, &ddpm(&schedule, some.clone()), gamma), error_to_target(&oracle, &ddim(&schedule, some.clone()), gamma));
+            }
+        }
+    }
+}

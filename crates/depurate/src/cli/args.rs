@@ -1,0 +1,277 @@
+//! The arguments of every verb.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use depurate::{Profile, device::Device, sample::SamplerName};
+use depurate_diffusion::sampler::Clip;
+use depurate_report::Verdict;
+
+/// Finds, explains and removes backdoors in diffusion models.
+#[derive(Debug, Parser)]
+#[command(name = "depurate", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 finished, nothing at or above --fail-on · 1 a finding at or above it · 2 usage, input \
+or internal error · 3 nothing could be checked · 75 transient, try again · 130/143 interrupted, the same command goes on")]
+pub struct Cli {
+    /// Say more on stderr; twice for all.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look for backdoors in models of unknown origin
+    Scan(ScanArgs),
+    /// List what a checkpoint directory holds, without running it
+    Inspect(InspectArgs),
+    /// Render a scan's JSON again
+    Report(ReportArgs),
+    /// Explain an algorithm or a finding; without an id, list them
+    Explain(ExplainArgs),
+    /// Make images from a model, with or without a trigger
+    Sample(SampleArgs),
+    /// Score benign models, so that scores of their kind become verdicts with an error rate
+    Calibrate(CalibrateArgs),
+    /// Print a script that completes this program's arguments
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where and how models run.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Where models run
+    #[arg(long, value_enum, default_value_t)]
+    pub device: Device,
+    /// Threads that compute [default: one a processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Root of all randomness: the same seed gives the same result
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Whether to go on where an earlier run was stopped.
+#[derive(Debug, Args)]
+pub struct ResumeArgs {
+    /// Go on where an interrupted run of the same command stopped (the default)
+    #[arg(long, overrides_with = "no_resume")]
+    pub resume: bool,
+    /// Start anew
+    #[arg(long)]
+    pub no_resume: bool,
+}
+
+/// `scan`
+#[derive(Debug, Args)]
+pub struct ScanArgs {
+    /// Diffusers directories: a pipeline, or a UNet alone
+    #[arg(required = true, value_name = "MODEL")]
+    pub models: Vec<PathBuf>,
+    /// How thorough
+    #[arg(long, value_enum, default_value_t)]
+    pub profile: Profile,
+    /// What is printed, or written to -o
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Write to PATH instead of stdout
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Write report.html, report.json, triggers.safetensors and images into DIR; of several models each into a folder
+    /// of its own
+    #[arg(long, value_name = "DIR")]
+    pub report_dir: Option<PathBuf>,
+    /// The least verdict that gives exit code 1
+    #[arg(long, value_enum, default_value_t)]
+    pub fail_on: FailOn,
+    /// Whether a score that cannot be judged gives exit code 3
+    #[arg(long, value_enum, default_value_t)]
+    pub on_inconclusive: OnInconclusive,
+    /// Hold the score against this calibration instead of the built-in one
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    /// The false-positive rate to calibrate for
+    #[arg(long, value_name = "RATE", default_value_t = 0.05, value_parser = probability)]
+    pub fpr: f64,
+    /// Time that one model may take, as in 10m or 1h30m; when it is spent the report is partial
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub budget: Option<Duration>,
+    #[command(flatten)]
+    pub resume: ResumeArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A diffusers directory of any kind
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// What is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: InspectFormat,
+    /// Write to PATH instead of stdout
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+/// `report`
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// The JSON of a scan
+    #[arg(value_name = "SCAN.JSON")]
+    pub scan: PathBuf,
+    /// What is printed, or written to -o
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Write to PATH instead of stdout
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+}
+
+/// `explain`
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// An algorithm, as in shift-response, or a finding, as in DPR101
+    pub id: Option<String>,
+}
+
+/// `sample`
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// A diffusers directory
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// The PNG to write
+    #[arg(short, long, value_name = "PNG")]
+    pub output: PathBuf,
+    /// Start from noise + this trigger: the triggers.safetensors of a report
+    #[arg(long, value_name = "FILE")]
+    pub trigger: Option<PathBuf>,
+    /// The sampler
+    #[arg(long, value_enum, default_value_t)]
+    pub sampler: SamplerName,
+    /// Its steps [default: all of them for ddpm, 50 for ddim]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: Option<u32>,
+    /// Clip predicted images to [-R, R], or `none` [default: what the checkpoint asks for]
+    #[arg(long, value_name = "R", value_parser = clip)]
+    pub clip: Option<Clip>,
+    /// Number of images
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub count: u16,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `calibrate`
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// Benign models
+    #[arg(value_name = "MODEL", required_unless_present = "model_list")]
+    pub models: Vec<PathBuf>,
+    /// More of them, one {"path": "DIR", "provenance": "how it was made"} a line
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub model_list: Option<PathBuf>,
+    /// The calibration to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// The profile that it is for
+    #[arg(long, value_enum, default_value_t)]
+    pub profile: Profile,
+    /// What the models are, in words: it is printed with every verdict
+    #[arg(long, value_name = "TEXT")]
+    pub population: String,
+    #[command(flatten)]
+    pub resume: ResumeArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// A report's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Format {
+    /// A screenful.
+    #[default]
+    Text,
+    /// Everything, for programs.
+    Json,
+    /// Everything, for people: one file that loads nothing.
+    Html,
+}
+
+/// The format of `inspect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum InspectFormat {
+    /// Tables.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The verdicts that can be failed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum FailOn {
+    /// Already on suspicion.
+    Suspicious,
+    /// On a score above its calibrated threshold.
+    #[default]
+    Backdoored,
+}
+
+impl FailOn {
+    /// The verdict.
+    pub fn verdict(self) -> Verdict {
+        match self {
+            Self::Suspicious => Verdict::Suspicious,
+            Self::Backdoored => Verdict::Backdoored,
+        }
+    }
+}
+
+/// What an inconclusive verdict does to the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OnInconclusive {
+    /// Nothing.
+    #[default]
+    Pass,
+    /// Exit code 3.
+    Fail,
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
+        _ => Err("give a number above 0 and below 1, as in 0.05".into()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write it as in 90s, 10m or 1h30m"))
+}
+
+fn clip(text: &str) -> Result<Clip, String> {
+    match text.parse() {
+        Ok(range) if range > 0.0 && f32::is_finite(range) => Ok(Clip::Range(range)),
+        _ if text == "none" => Ok(Clip::None),
+        _ => Err("give a number above 0, as in 1.0, or `none`".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,96 @@
+//! Every algorithm on one page.
+
+use depurate_defense::detect::model_level::shift_response;
+use depurate_report::{AlgorithmInfo, FINDINGS, FindingInfo, Status};
+
+use crate::Error;
+
+/// An algorithm with the documentation of its module, which is the only copy of it.
+#[derive(Debug, Clone)]
+pub struct Algorithm {
+    /// Who it is.
+    pub info: AlgorithmInfo,
+    source: &'static str,
+}
+
+impl Algorithm {
+    /// The documentation of the algorithm's module, as Markdown.
+    pub fn documentation(&self) -> String {
+        let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
+        let mut text: String = lines.flat_map(|line| [line.strip_prefix(' ').unwrap_or(line), "\n"]).collect();
+        text.truncate(text.trim_end().len());
+        text
+    }
+}
+
+/// The algorithms that this program runs, in the order in which a scan meets them.
+pub fn algorithms() -> Vec<Algorithm> {
+    vec![
+        Algorithm {
+            info: shift_response::info(),
+            source: include_str!("../../depurate-defense/src/detect/model_level/shift_response.rs"),
+        },
+    ]
+}
+
+/// What an id stands for.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// An algorithm.
+    Algorithm(Box<Algorithm>),
+    /// A kind of finding.
+    Finding(&'static FindingInfo),
+}
+
+/// Looks up an algorithm (`shift-response`) or a kind of finding (`DPR101`).
+///
+/// # Errors
+/// When there is none of this id.
+pub fn find(id: &str) -> Result<Entry, Error> {
+    if let Some(finding) = FINDINGS.iter().find(|info| info.id.to_string().eq_ignore_ascii_case(id)) {
+        return Ok(Entry::Finding(finding));
+    }
+    algorithms()
+        .into_iter()
+        .find(|algorithm| algorithm.info.id.as_str() == id)
+        .map(|algorithm| Entry::Algorithm(Box::new(algorithm)))
+        .ok_or_else(|| Error::UnknownId { id: id.to_owned() })
+}
+
+/// A status in words.
+pub fn status(status: Status) -> String {
+    match status {
+        Status::Preview => "preview".into(),
+        Status::Stable { since } => format!("stable since {since}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_and_every_module_documents_itself() {
+        let algorithms = algorithms();
+        let ids: BTreeSet<_> = algorithms.iter().map(|algorithm| algorithm.info.id.clone()).collect();
+        assert_eq!(ids.len(), algorithms.len());
+        for algorithm in &algorithms {
+            let text = algorithm.documentation();
+            for heading in ["# ", "## Paper", "## Notation", "## Needs", "## Deviations", "## Fails when", "## Cost"] {
+                assert!(text.lines().any(|line| line.starts_with(heading)), "{}: {heading}", algorithm.info.id);
+            }
+        }
+    }
+
+    #[test]
+    fn ids_are_found_and_misspelt_ones_are_not() {
+        assert!(matches!(find("DPR101"), Ok(Entry::Finding(_))));
+        assert!(matches!(find("dpr101"), Ok(Entry::Finding(_))));
+        for algorithm in algorithms() {
+            assert!(matches!(find(algorithm.info.id.as_str()), Ok(Entry::Algorithm(_))));
+        }
+        assert!(find("shift_response").is_err());
+    }
+}

@@ -1,0 +1,285 @@
+//! The workflow of a scan: open, hash, load, run the detector under budget and journal, hold its score against a
+//! calibration, report.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use depurate_checkpoint::{Limits, inspect};
+use depurate_defense::{
+    Budget, CancelToken, Cx, DefenseError, Journal, NoJournal, Progress,
+    calibration::ModelKind,
+    detect::model_level::Inspection,
+    invert::{Inversion, Restart, response_fixed_point::FixedPoint},
+};
+use depurate_diffusion::{Denoiser, SampleShape, noise::SeedTree, trigger::Family};
+use serde::Deserialize;
+use depurate_report::{Evidence, Note, Report, Table};
+
+use crate::{
+    Detector, Error, Profile,
+    cache::Cache,
+    calibration::{self, Loaded},
+    device::Device,
+    evidence,
+    journal::{FileJournal, JournalKey},
+    report_builder::{self, Frame},
+    subject::{self, Opened},
+    triggers::{self, Provenance, TriggerFile},
+    verdict::{Benign, Outcome, judge},
+};
+
+/// How to scan.
+#[derive(Debug, Clone)]
+pub struct ScanSettings {
+    /// How thorough.
+    pub profile: Profile,
+    /// Root of all randomness.
+    pub seed: u64,
+    /// Wall-clock time that the scan of one model may take.
+    pub budget: Option<Duration>,
+    /// Go on where an earlier run of the same scan was stopped.
+    pub resume: bool,
+    /// The false-positive rate asked for, in (0, 1).
+    pub target_fpr: f64,
+    /// A calibration in place of the built-in one.
+    pub calibration: Option<PathBuf>,
+    /// Where the model runs.
+    pub device: Device,
+    /// Bounds on what its files may ask for.
+    pub limits: Limits,
+    /// Where the trigger and the journal go. Without it the trigger is not kept and the journal is in the cache.
+    pub report_dir: Option<PathBuf>,
+    /// The command that repeats the scan.
+    pub command: String,
+}
+
+/// Who may stop a scan, and who watches it.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Asked at every step.
+    pub cancel: &'a CancelToken,
+    /// Told about every step.
+    pub progress: &'a dyn Progress,
+}
+
+/// How a scan ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// With a score.
+    Scored,
+    /// Without one: the time was spent, or the detector could not run.
+    Unchecked,
+    /// The caller asked to stop.
+    Interrupted,
+}
+
+/// A scan's result.
+#[derive(Debug)]
+pub struct Scan {
+    /// What was found.
+    pub report: Report,
+    /// How it ended.
+    pub end: End,
+    journal: Option<FileJournal>,
+}
+
+impl Scan {
+    /// To be called when the report is written: a scan that ended with a score needs its journal no more.
+    pub fn close(self) {
+        if let (End::Scored, Some(journal)) = (self.end, self.journal) {
+            journal.remove();
+        }
+    }
+}
+
+/// Scans one model.
+///
+/// # Errors
+/// When the model cannot be opened or is of a kind that no detector can check, the calibration does not fit the
+/// profile, or the trigger cannot be written. A detector that fails is no error: the report says so and is
+/// inconclusive.
+pub fn scan(
+    path: &Path,
+    settings: &ScanSettings,
+    detector: &Detector,
+    cache: &Cache,
+    watch: Watch<'_>,
+) -> Result<Scan, Error> {
+    let (started, clock) = (SystemTime::now(), Instant::now());
+    let budget = settings.budget.map_or(Budget::UNLIMITED, Budget::lasting);
+    let calibration = calibration::find(detector, settings.calibration.as_deref())?;
+    let opened = subject::open(path, &settings.limits, settings.device, cache.hashes())?;
+    let contents = inspect(path, &settings.limits, cache.hashes())?;
+    let journal = open_journal(settings, detector, &opened, cache);
+    let cx = Cx {
+        rng: SeedTree::new(settings.seed),
+        budget,
+        cancel: watch.cancel,
+        progress: watch.progress,
+        journal: journal.as_ref().map_or(&NoJournal as &dyn Journal, |journal| journal),
+    };
+    let found = detector.run.inspect(&opened.pipeline, &cx);
+    let frame = Frame {
+        subject: subject::describe(path, &contents),
+        static_findings: subject::static_findings(&contents),
+        detector: &detector.info,
+        profile: settings.profile,
+        seed: settings.seed,
+        command: &settings.command,
+        device: settings.device,
+        started,
+        elapsed: clock.elapsed(),
+        calibration: calibration.as_ref(),
+    };
+    let writer = TriggerWriter { settings, detector, opened: &opened };
+    let (report, end) = match found {
+        Ok(found) => (report_score(frame, &found, &writer)?, End::Scored),
+        Err(error) => {
+            let stages = journal.as_ref().map(FileJournal::stages).unwrap_or_default();
+            report_stop(frame, &error, &stages, &writer)?
+        }
+    };
+    Ok(Scan { report, end, journal })
+}
+
+/// The journal below the report's folder, else below the cache; none if neither can be written to.
+fn open_journal(
+    settings: &ScanSettings,
+    detector: &Detector,
+    opened: &Opened,
+    cache: &Cache,
+) -> Option<FileJournal> {
+    let root = settings.report_dir.as_deref().or(cache.dir())?;
+    let key = JournalKey {
+        model_sha256: &opened.model_sha256,
+        detector: detector.info.id.as_str(),
+        params: &detector.params,
+        seed: settings.seed,
+    };
+    match FileJournal::open(root, &key, settings.resume) {
+        Ok(journal) => Some(journal),
+        Err(error) => {
+            tracing::warn!(%error, root = %root.display(), "no journal: a killed scan starts anew");
+            None
+        }
+    }
+}
+
+/// Everything that a trigger's file needs besides the trigger.
+struct TriggerWriter<'a> {
+    settings: &'a ScanSettings,
+    detector: &'a Detector,
+    opened: &'a Opened,
+}
+
+impl TriggerWriter<'_> {
+    fn write(&self, inversion: &Inversion, found: Option<&Inspection>) -> Result<TriggerFile, Error> {
+        let samples = found.map_or(&[][..], |found| &found.samples);
+        let provenance = Provenance {
+            model_sha256: &self.opened.model_sha256,
+            seed: self.settings.seed,
+            samplers: samples.iter().map(|samples| &samples.sampler).collect(),
+            detector: self.detector.info.id.as_str(),
+            depurate: crate::VERSION,
+        };
+        let target = found.map(|found| found.target.as_slice());
+        triggers::write(inversion, target, &provenance, self.settings.report_dir.as_deref())
+    }
+}
+
+fn report_score(frame: Frame<'_>, found: &Inspection, writer: &TriggerWriter<'_>) -> Result<Report, Error> {
+    let scores = frame.calibration.map(|loaded| loaded.calibration.scores()).unwrap_or_default();
+    let outcome = match frame.calibration {
+        Some(Loaded { calibration, .. }) => Outcome::Scored {
+            score: found.score,
+            benign: Benign {
+                scores: &scores,
+                population: &calibration.population,
+                coverage: calibration.coverage(&ModelKind::of(&writer.opened.pipeline)),
+                target_fpr: writer.settings.target_fpr,
+            },
+        },
+        None => Outcome::Uncalibrated {
+            score: found.score,
+            reason: format!(
+                "no calibration is built in for the profile {}. Give one with --calibration, or make one from benign \
+                 models of this kind with `depurate calibrate`.",
+                frame.profile.as_str()
+            ),
+        },
+    };
+    let judgement = judge(&outcome)?;
+    let trigger_file = writer.write(&found.inversion, Some(found))?;
+    report_builder::scored(frame, found, &trigger_file, judgement)
+}
+
+fn report_stop(
+    frame: Frame<'_>,
+    error: &DefenseError,
+    stages: &[(String, Vec<u8>)],
+    writer: &TriggerWriter<'_>,
+) -> Result<(Report, End), Error> {
+    let (end, reason) = match error {
+        DefenseError::Cancelled | DefenseError::Diffusion(depurate_diffusion::DiffusionError::Cancelled) => {
+            (End::Interrupted, "The scan was interrupted before it had a score; the same command goes on.".to_owned())
+        }
+        DefenseError::BudgetSpent => (
+            End::Unchecked,
+            "The time budget was spent before there was a score; the same command with a larger --budget goes on."
+                .to_owned(),
+        ),
+        other => (End::Unchecked, format!("The detector could not run: {other}.")),
+    };
+    let stopped = end == End::Interrupted || matches!(error, DefenseError::BudgetSpent);
+    let judgement = judge(&Outcome::Unscored { reason })?;
+    let partial = partial_evidence(stages, writer)?;
+    Ok((report_builder::unscored(frame, partial, judgement, stopped), end))
+}
+
+/// What finished stages show: the last trigger candidate among them, and which there are.
+fn partial_evidence(stages: &[(String, Vec<u8>)], writer: &TriggerWriter<'_>) -> Result<Vec<Evidence>, Error> {
+    let shape = writer.opened.pipeline.sample_shape();
+    let mut evidence = Vec::new();
+    let candidates = stages.iter().filter_map(|(name, bytes)| candidate(name, bytes, shape));
+    if let Some(best) = candidates.min_by(|a, b| a.objective.total_cmp(&b.objective)) {
+        evidence.push(evidence::trigger(&best, &writer.write(&best, None)?)?);
+        let text = "A candidate that was not verified: whether the model answers to it was not tested.";
+        evidence.push(Note { text: text.into() }.into());
+    }
+    if !stages.is_empty() {
+        let rows = stages.iter().map(|(name, bytes)| vec![name.clone(), bytes.len().to_string()]).collect();
+        let columns = vec!["stage".to_owned(), "bytes kept".to_owned()];
+        evidence.push(Table { title: "stages finished before the stop".into(), columns, rows }.into());
+    }
+    Ok(evidence)
+}
+
+/// The trigger candidate that a finished stage holds, if it holds one.
+fn candidate(stage: &str, bytes: &[u8], shape: SampleShape) -> Option<Inversion> {
+    /// The part of a stage that is shown.
+    #[derive(Deserialize)]
+    struct Kept {
+        start: String,
+        found: FixedPoint,
+    }
+    let Kept { start, found } = serde_json::from_slice(bytes).ok()?;
+    if found.shift.len() != shape.len() {
+        tracing::debug!(stage, "a candidate of another shape is not shown");
+        return None;
+    }
+    let norm = found.shift.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let restart = Restart { start, objective: found.residual, norm, converged: found.converged, selected: true };
+    Some(Inversion {
+        shape,
+        gamma: None,
+        family: Family::Stochastic,
+        objective: found.residual,
+        objective_meaning: "residual of the fixed point; 0 is a perfect backdoor".into(),
+        trace: found.trace.iter().copied().enumerate().collect(),
+        converged: found.converged,
+        restarts: vec![restart],
+        shift: found.shift,
+    })
+}

@@ -1,0 +1,200 @@
+//! The program as a user meets it: what it prints, where, and how it ends.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use insta::assert_snapshot;
+
+mod support;
+use support::{copy_of_tiny_pipeline, tiny_pipeline};
+
+/// The program with a cache of its own and without the user's settings.
+fn depurate(cache: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_depurate"));
+    command.env_clear().env("DEPURATE_CACHE", cache).env("COLUMNS", "100").stdin(Stdio::null());
+    command
+}
+
+/// Runs in `dir`, with `arguments` relative to it.
+fn run(dir: &Path, arguments: &[&str]) -> Output {
+    depurate(&dir.join("cache")).current_dir(dir).args(arguments).output().unwrap()
+}
+
+/// Exit code, stdout and stderr, with the test's own directory and other numbers of this run replaced.
+fn shown(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let code = output.status.code().unwrap();
+    format!("exit {code}\n--- stdout\n{}--- stderr\n{}", text(&output.stdout), text(&output.stderr))
+}
+
+/// A directory with the tiny pipeline under `model`.
+fn with_model() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy_of_tiny_pipeline(dir.path());
+    dir
+}
+
+#[test]
+fn help() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_snapshot!("help", shown(&run(dir.path(), &["--help"])));
+    assert_snapshot!("help_scan", shown(&run(dir.path(), &["scan", "--help"])));
+}
+
+#[test]
+fn usage_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_snapshot!("usage_fpr", shown(&run(dir.path(), &["scan", "model", "--fpr", "5"])));
+    assert_snapshot!("usage_budget", shown(&run(dir.path(), &["scan", "model", "--budget", "soon"])));
+    assert_snapshot!("usage_html", shown(&run(dir.path(), &["scan", "a", "b", "--format", "html"])));
+}
+
+#[test]
+fn inspect() {
+    let dir = with_model();
+    assert_snapshot!("inspect_text", shown(&run(dir.path(), &["inspect", "model"])));
+    assert_snapshot!("inspect_json", shown(&run(dir.path(), &["inspect", "model", "--format", "json"])));
+}
+
+#[test]
+fn inspect_shows_pickles_code_and_unreadable_weights() {
+    let dir = with_model();
+    let unet = dir.path().join("model/unet");
+    fs::rename(unet.join("diffusion_pytorch_model.safetensors"), unet.join("diffusion_pytorch_model.bin")).unwrap();
+    fs::write(dir.path().join("model/pipeline.py"), "print('hello')\n").unwrap();
+    assert_snapshot!("inspect_stray", shown(&run(dir.path(), &["inspect", "model"])));
+}
+
+#[test]
+fn explain() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_snapshot!("explain_list", shown(&run(dir.path(), &["explain"])));
+    assert_snapshot!("explain_finding", shown(&run(dir.path(), &["explain", "DPR101"])));
+    assert_snapshot!("explain_unknown", shown(&run(dir.path(), &["explain", "no-such-thing"])));
+    let algorithm = run(dir.path(), &["explain", "shift-response"]);
+    let text = String::from_utf8(algorithm.stdout).unwrap();
+    for part in ["## Paper", "## Deviations", "## Fails when", "id: shift-response"] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn completions() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "powershell"] {
+        let output = run(dir.path(), &["completions", shell]);
+        assert!(output.status.success());
+        assert!(String::from_utf8(output.stdout).unwrap().contains("--report-dir"), "{shell}");
+    }
+}
+
+#[test]
+fn models_that_cannot_be_opened() {
+    let dir = with_model();
+    let weights = dir.path().join("model/unet/diffusion_pytorch_model.safetensors");
+    let config = dir.path().join("model/unet/config.json");
+    assert_snapshot!("missing", shown(&run(dir.path(), &["scan", "nowhere"])));
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    assert_snapshot!("empty", shown(&run(dir.path(), &["scan", "empty"])));
+    assert_snapshot!("a_file", shown(&run(dir.path(), &["scan", "model/model_index.json"])));
+
+    let good_config = fs::read_to_string(&config).unwrap();
+    fs::write(&config, good_config.replacen("\"DownBlock2D\"", "\"SkipDownBlock2D\"", 1)).unwrap();
+    assert_snapshot!("unknown_block", shown(&run(dir.path(), &["scan", "model"])));
+    fs::write(&config, good_config).unwrap();
+
+    let good_weights = fs::read(&weights).unwrap();
+    fs::write(&weights, &good_weights[..good_weights.len() / 2]).unwrap();
+    assert_snapshot!("truncated", shown(&run(dir.path(), &["scan", "model"])));
+    fs::write(&weights, [&[0xff; 8][..], &good_weights[8..]].concat()).unwrap();
+    assert_snapshot!("huge_header", shown(&run(dir.path(), &["scan", "model"])));
+    fs::remove_file(&weights).unwrap();
+    fs::write(weights.with_extension("bin"), good_weights).unwrap();
+    assert_snapshot!("pickle_only", shown(&run(dir.path(), &["scan", "model"])));
+}
+
+#[test]
+fn a_text_to_image_pipeline_is_not_supported_yet_and_can_be_inspected() {
+    let dir = with_model();
+    let index = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
+    fs::write(dir.path().join("model/model_index.json"), index).unwrap();
+    let scan = run(dir.path(), &["scan", "model"]);
+    assert_eq!(scan.status.code(), Some(3));
+    assert_snapshot!("text_to_image", shown(&scan));
+    let inspect = run(dir.path(), &["inspect", "model"]);
+    assert_eq!(inspect.status.code(), Some(0));
+    assert!(String::from_utf8(inspect.stdout).unwrap().contains("StableDiffusionPipeline, conditioned on text"));
+}
+
+#[test]
+fn places_that_cannot_be_written_to() {
+    let dir = with_model();
+    fs::write(dir.path().join("a-file"), "x").unwrap();
+    assert_snapshot!("report_dir_below_a_file", shown(&run(dir.path(), &["scan", "model", "--report-dir", "a-file/r"])));
+    assert_snapshot!("output_in_no_directory", shown(&run(dir.path(), &["scan", "model", "-o", "no/such/report.json"])));
+    assert_snapshot!("output_is_a_directory", shown(&run(dir.path(), &["inspect", "model", "-o", "model"])));
+    assert_eq!(fs::read_to_string(dir.path().join("a-file")).unwrap(), "x");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error_and_leaves_the_device_alone() {
+    let dir = with_model();
+    assert_snapshot!("full_output", shown(&run(dir.path(), &["inspect", "model", "-o", "/dev/full"])));
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = depurate(&dir.path().join("cache"));
+    let output = command.current_dir(dir.path()).args(["inspect", "model"]).stdout(full).output().unwrap();
+    assert_snapshot!("full_stdout", shown(&output));
+    assert!(!fs::metadata("/dev/full").unwrap().is_file());
+}
+
+#[test]
+fn output_replaces_a_file_and_follows_a_link() {
+    let dir = with_model();
+    let (real, link) = (dir.path().join("real.json"), dir.path().join("link.json"));
+    fs::write(&real, "old").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("real.json", &link).unwrap();
+    #[cfg(not(unix))]
+    fs::hard_link(&real, &link).unwrap();
+    let output = run(dir.path(), &["inspect", "model", "--format", "json", "-o", "link.json"]);
+    assert!(output.status.success() && output.stdout.is_empty());
+    assert!(fs::read_to_string(&real).unwrap().contains("\"components\""));
+    assert_eq!(fs::read_link(&link).ok().map(|to| to.display().to_string()).as_deref(), Some("real.json"));
+}
+
+#[test]
+fn a_report_that_is_none_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("old.json"), "{\"schema_version\": \"99\"}").unwrap();
+    fs::write(dir.path().join("none.json"), "[]").unwrap();
+    assert_snapshot!("report_of_another_schema", shown(&run(dir.path(), &["report", "old.json"])));
+    assert_snapshot!("report_that_is_none", shown(&run(dir.path(), &["report", "none.json"])));
+}
+
+#[test]
+fn a_calibration_of_few_models_is_refused() {
+    let dir = with_model();
+    let arguments = ["calibrate", "model", "-o", "c.json", "--population", "one"];
+    assert_snapshot!("few_models", shown(&run(dir.path(), &arguments)));
+    assert!(!dir.path().join("c.json").exists());
+}
+
+#[test]
+fn sampling_writes_an_image() {
+    let dir = with_model();
+    let arguments = ["sample", "model", "-o", "s.png", "--sampler", "ddim", "--steps", "2", "--count", "2"];
+    let output = run(dir.path(), &arguments);
+    assert_snapshot!("sample", shown(&output));
+    assert!(fs::read(dir.path().join("s.png")).unwrap().starts_with(b"\x89PNG"));
+    let trigger = tiny_pipeline().join("unet/diffusion_pytorch_model.safetensors");
+    let arguments = ["sample", "model", "-o", "t.png", "--trigger", trigger.to_str().unwrap()];
+    let refused = run(dir.path(), &arguments);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("has no tensor `trigger.shift`"));
+}

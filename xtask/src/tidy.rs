@@ -50,18 +50,31 @@ impl Source {
     /// Whether it belongs to the library part of a crate below `crates/`: not a program, test, example or bench.
     pub fn is_library(&self) -> bool {
         let in_source = self.path.starts_with("crates/") && self.path.contains("/src/");
-        let programs = ["/src/main.rs", "/src/bin/", "/src/cli/", "crates/depurate-bench/"];
+        let programs = [
+            "/src/main.rs",
+            "/src/bin/",
+            "/src/cli/",
+            "crates/depurate-bench/",
+        ];
         self.is_rust() && in_source && !programs.iter().any(|program| self.path.contains(program))
     }
 
     /// A problem at a line of this file.
     pub fn problem(&self, line: usize, what: impl Into<String>) -> Problem {
-        Problem { file: self.path.clone(), line, what: what.into() }
+        Problem {
+            file: self.path.clone(),
+            line,
+            what: what.into(),
+        }
     }
 
     /// The lines before the file's own tests, numbered from 1.
     pub fn lines_before_tests(&self) -> impl Iterator<Item = (usize, &str)> {
-        let numbered = self.text.lines().enumerate().map(|(index, line)| (index + 1, line));
+        let numbered = self
+            .text
+            .lines()
+            .enumerate()
+            .map(|(index, line)| (index + 1, line));
         numbered.take_while(|(_, line)| line.trim() != "#[cfg(test)]")
     }
 }
@@ -77,7 +90,11 @@ pub fn run(root: &Path) -> bool {
             problems.extend(algorithms::check(&sources));
             problems
         }
-        Err(error) => vec![Problem { file: root.display().to_string(), line: 0, what: error }],
+        Err(error) => vec![Problem {
+            file: root.display().to_string(),
+            line: 0,
+            what: error,
+        }],
     };
     for problem in &problems {
         eprintln!("{problem}");
@@ -90,19 +107,30 @@ pub fn run(root: &Path) -> bool {
 }
 
 /// Endings of files that are read. Everything else is data.
-const TEXT: [&str; 9] = [".rs", ".toml", ".md", ".py", ".sh", ".html", ".css", ".yml", ".json"];
+const TEXT: [&str; 9] = [
+    ".rs", ".toml", ".md", ".py", ".sh", ".html", ".css", ".yml", ".json",
+];
 /// Larger files are data, whatever their ending.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// The project's text files: tracked ones and new ones that git does not ignore.
 fn sources(root: &Path) -> Result<Vec<Source>, String> {
     let listing = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"])
+        .args([
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "-z",
+        ])
         .current_dir(root)
         .output()
         .map_err(|error| format!("git cannot be started: {error}"))?;
     if !listing.status.success() {
-        return Err(format!("git ls-files failed: {}", String::from_utf8_lossy(&listing.stderr)));
+        return Err(format!(
+            "git ls-files failed: {}",
+            String::from_utf8_lossy(&listing.stderr)
+        ));
     }
     let names = String::from_utf8_lossy(&listing.stdout).into_owned();
     let mut paths: Vec<&str> = names.split('\0').filter(|name| is_text(name)).collect();
@@ -111,9 +139,13 @@ fn sources(root: &Path) -> Result<Vec<Source>, String> {
     let read = |path: &str| -> Option<Source> {
         let full: PathBuf = root.join(path);
         // a file that was deleted and not yet committed is still listed
-        let small = fs::metadata(&full).is_ok_and(|seen| seen.is_file() && seen.len() <= MOST_BYTES);
+        let small =
+            fs::metadata(&full).is_ok_and(|seen| seen.is_file() && seen.len() <= MOST_BYTES);
         let text = small.then(|| fs::read_to_string(&full).ok()).flatten()?;
-        Some(Source { path: path.to_owned(), text })
+        Some(Source {
+            path: path.to_owned(),
+            text,
+        })
     };
     Ok(paths.into_iter().filter_map(read).collect())
 }
@@ -124,5 +156,8 @@ fn is_text(name: &str) -> bool {
 
 #[cfg(test)]
 pub(crate) fn source(path: &str, text: &str) -> Source {
-    Source { path: path.into(), text: text.into() }
+    Source {
+        path: path.into(),
+        text: text.into(),
+    }
 }

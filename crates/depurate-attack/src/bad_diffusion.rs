@@ -81,7 +81,12 @@ pub struct BadDiffusionParams {
 
 impl Default for BadDiffusionParams {
     fn default() -> Self {
-        Self { poison_rate: 0.1, mode: PoisonMode::Fixed, family: Family::Stochastic, trigger_only: false }
+        Self {
+            poison_rate: 0.1,
+            mode: PoisonMode::Fixed,
+            family: Family::Stochastic,
+            trigger_only: false,
+        }
     }
 }
 
@@ -113,12 +118,20 @@ impl BadDiffusion {
     ) -> Result<Self, AttackError> {
         if !(params.poison_rate > 0.0 && params.poison_rate <= 1.0) {
             let got = params.poison_rate.to_string();
-            return Err(AttackError::Params { what: "poison rate", got, allowed: "above 0, at most 1" });
+            return Err(AttackError::Params {
+                what: "poison rate",
+                got,
+                allowed: "above 0, at most 1",
+            });
         }
         if let PoisonMode::Flex { clean_rate } = params.mode
             && !(clean_rate > 0.0 && clean_rate.is_finite())
         {
-            return Err(AttackError::Params { what: "clean rate", got: clean_rate.to_string(), allowed: "above 0" });
+            return Err(AttackError::Params {
+                what: "clean rate",
+                got: clean_rate.to_string(),
+                allowed: "above 0",
+            });
         }
         if trigger.shape() != target.shape() {
             return Err(AttackError::Params {
@@ -139,7 +152,14 @@ impl BadDiffusion {
         let trigger = trigger.tensor(device);
         let mask = trigger.clone().lower_equal_scalar(-1.0).float();
         let rule = TriggerRule::lost_signal(params.family);
-        Ok(Self { params, rule, trigger, mask, target: target.tensor(device), poisoned })
+        Ok(Self {
+            params,
+            rule,
+            trigger,
+            mask,
+            target: target.tensor(device),
+            poisoned,
+        })
     }
 
     /// `r = mask * image + (1 - mask) * trigger` for `images [B, C, H, W]`.
@@ -173,21 +193,34 @@ impl BadDiffusion {
             });
         }
         let marks: Vec<f32> = poisoned.iter().map(|&p| f32::from(u8::from(p))).collect();
-        let marks = Tensor::<4>::from_data(TensorData::new(marks, [poisoned.len(), 1, 1, 1]), &images.device());
+        let marks = Tensor::<4>::from_data(
+            TensorData::new(marks, [poisoned.len(), 1, 1, 1]),
+            &images.device(),
+        );
         let r = marks.clone() * self.triggered(images.clone());
         let y = (1.0 - marks.clone()) * images + marks * self.target.clone();
         let pair = self.rule.poisoned_pair(schedule, y, r, eps, t)?;
-        Ok(TrainingPair { x_t: pair.x_t, target: pair.target })
+        Ok(TrainingPair {
+            x_t: pair.x_t,
+            target: pair.target,
+        })
     }
 
     /// Which samples of a draw are poisoned.
     fn poisoned(&self, draw: &Draw) -> Vec<bool> {
         match self.params.mode {
-            PoisonMode::Fixed => draw.indices.iter().map(|&i| self.poisoned[i % self.poisoned.len()]).collect(),
+            PoisonMode::Fixed => draw
+                .indices
+                .iter()
+                .map(|&i| self.poisoned[i % self.poisoned.len()])
+                .collect(),
             PoisonMode::Flex { clean_rate } => {
                 let share = self.params.poison_rate / (self.params.poison_rate + clean_rate);
                 let mut rng = draw.seed.child("poisoned", 0).rng();
-                draw.indices.iter().map(|_| rng.random::<f64>() < share).collect()
+                draw.indices
+                    .iter()
+                    .map(|_| rng.random::<f64>() < share)
+                    .collect()
             }
         }
     }

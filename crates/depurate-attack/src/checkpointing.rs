@@ -50,7 +50,12 @@ impl StateFile {
         first: &Flat,
         second: &Flat,
     ) -> Result<(), AttackError> {
-        let parts = [("value", values), ("ema", ema), ("first", first), ("second", second)];
+        let parts = [
+            ("value", values),
+            ("ema", ema),
+            ("first", first),
+            ("second", second),
+        ];
         let tensors: Vec<SaveTensor> = parts
             .into_iter()
             .flat_map(|(part, flat)| flat.iter().map(move |(name, tensor)| (part, name, tensor)))
@@ -60,12 +65,20 @@ impl StateFile {
                 data: tensor.clone().into_data().iter::<f32>().collect(),
             })
             .collect();
-        let notes = HashMap::from([("step".to_owned(), step.to_string()), ("run".to_owned(), fingerprint(run))]);
+        let notes = HashMap::from([
+            ("step".to_owned(), step.to_string()),
+            ("run".to_owned(), fingerprint(run)),
+        ]);
         Ok(save_tensors(&self.path, &tensors, Some(notes))?)
     }
 
     /// Reads the state, if there is one; every tensor must be there with the length that `like` has.
-    pub(crate) fn load(&self, run: &str, like: &Flat, device: &Device) -> Result<Option<State>, AttackError> {
+    pub(crate) fn load(
+        &self,
+        run: &str,
+        like: &Flat,
+        device: &Device,
+    ) -> Result<Option<State>, AttackError> {
         if !self.path.exists() {
             return Ok(None);
         }
@@ -73,9 +86,15 @@ impl StateFile {
         let notes = file.notes()?;
         if notes.get("run") != Some(&fingerprint(run)) {
             let reason = "its parameters, model or data differ".into();
-            return Err(AttackError::OtherRun { path: self.path.clone(), reason });
+            return Err(AttackError::OtherRun {
+                path: self.path.clone(),
+                reason,
+            });
         }
-        let step = notes.get("step").and_then(|step| step.parse().ok()).ok_or_else(|| self.incomplete("its step"))?;
+        let step = notes
+            .get("step")
+            .and_then(|step| step.parse().ok())
+            .ok_or_else(|| self.incomplete("its step"))?;
         let device = device.clone().inner();
         let part = |part: &str| -> Result<Flat, AttackError> {
             like.iter()
@@ -85,19 +104,34 @@ impl StateFile {
                         .filter(|(_, data)| data.len() == tensor.dims()[0])
                         .ok_or_else(|| self.incomplete(name))?;
                     let length = data.len();
-                    Ok((name.clone(), Tensor::from_data(TensorData::new(data, [length]), &device)))
+                    Ok((
+                        name.clone(),
+                        Tensor::from_data(TensorData::new(data, [length]), &device),
+                    ))
                 })
                 .collect()
         };
-        let state = State { step, values: part("value")?, ema: part("ema")?, first: part("first")?, second: part("second")? };
+        let state = State {
+            step,
+            values: part("value")?,
+            ema: part("ema")?,
+            first: part("first")?,
+            second: part("second")?,
+        };
         Ok(Some(state))
     }
 
     fn incomplete(&self, what: &str) -> AttackError {
-        AttackError::OtherRun { path: self.path.clone(), reason: format!("`{what}` is missing or has another size") }
+        AttackError::OtherRun {
+            path: self.path.clone(),
+            reason: format!("`{what}` is missing or has another size"),
+        }
     }
 }
 
 fn fingerprint(run: &str) -> String {
-    Sha256::digest(run.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(run.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -49,7 +49,12 @@ pub struct DatasetParams {
 
 impl Default for DatasetParams {
     fn default() -> Self {
-        Self { split: Split::Train, limit: None, subset_seed: 0, background: [0, 0, 0] }
+        Self {
+            split: Split::Train,
+            limit: None,
+            subset_seed: 0,
+            background: [0, 0, 0],
+        }
     }
 }
 
@@ -66,7 +71,11 @@ impl Dataset {
     ///
     /// # Errors
     /// When nothing usable is there, a file is malformed or too large, or no image is left.
-    pub fn read(path: &Path, shape: SampleShape, params: &DatasetParams) -> Result<Self, AttackError> {
+    pub fn read(
+        path: &Path,
+        shape: SampleShape,
+        params: &DatasetParams,
+    ) -> Result<Self, AttackError> {
         if shape.channels != 1 && shape.channels != 3 {
             return Err(AttackError::Params {
                 what: "number of image channels",
@@ -80,7 +89,10 @@ impl Dataset {
             images.truncate(limit);
         }
         if images.is_empty() {
-            return Err(AttackError::Data { path: path.into(), reason: "holds no image of the chosen split".into() });
+            return Err(AttackError::Data {
+                path: path.into(),
+                reason: "holds no image of the chosen split".into(),
+            });
         }
         let mut bytes = Vec::with_capacity(images.len() * shape.len());
         for picture in &images {
@@ -94,7 +106,7 @@ impl Dataset {
     /// # Errors
     /// When there is no image or the number of bytes is not a multiple of the shape's.
     pub fn from_bytes(shape: SampleShape, bytes: Vec<u8>) -> Result<Self, AttackError> {
-        if shape.is_empty() || bytes.is_empty() || bytes.len() % shape.len() != 0 {
+        if shape.is_empty() || bytes.is_empty() || !bytes.len().is_multiple_of(shape.len()) {
             return Err(AttackError::Params {
                 what: "number of image bytes",
                 got: bytes.len().to_string(),
@@ -130,7 +142,10 @@ impl Dataset {
                 }
             }
         }
-        Tensor::from_data(TensorData::new(values, self.shape.batched(indices.len())), device)
+        Tensor::from_data(
+            TensorData::new(values, self.shape.batched(indices.len())),
+            device,
+        )
     }
 }
 
@@ -152,7 +167,11 @@ mod tests {
 
     #[test]
     fn bytes_cover_the_range_and_flips_mirror_rows() {
-        let shape = SampleShape { channels: 1, height: 1, width: 2 };
+        let shape = SampleShape {
+            channels: 1,
+            height: 1,
+            width: 2,
+        };
         let data = Dataset::from_bytes(shape, vec![0, 255, 255, 255]).expect("valid");
         let batch = data.batch(&[0, 0, 1], &[false, true, false], &Device::flex());
         let values: Vec<f32> = batch.into_data().iter::<f32>().collect();
@@ -161,7 +180,11 @@ mod tests {
 
     #[test]
     fn refuses_a_length_that_does_not_fit() {
-        let shape = SampleShape { channels: 3, height: 2, width: 2 };
+        let shape = SampleShape {
+            channels: 3,
+            height: 2,
+            width: 2,
+        };
         assert!(Dataset::from_bytes(shape, vec![0; 13]).is_err());
         assert!(Dataset::from_bytes(shape, vec![]).is_err());
     }

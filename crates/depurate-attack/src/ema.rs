@@ -15,7 +15,11 @@ pub(crate) struct Ema {
 impl Ema {
     /// Starts from `values`; `decay` is its limit, in [0, 1).
     pub(crate) fn new(decay: f64, values: Flat) -> Self {
-        Self { decay, updates: 0, values }
+        Self {
+            decay,
+            updates: 0,
+            values,
+        }
     }
 
     /// Takes in the parameters after an update.
@@ -23,8 +27,13 @@ impl Ema {
         self.updates += 1;
         let decay = self.decay_now();
         for (name, parameter) in parameters {
-            let Some(average) = self.values.remove(name) else { continue };
-            self.values.insert(name.clone(), average * decay + parameter.clone() * (1.0 - decay));
+            let Some(average) = self.values.remove(name) else {
+                continue;
+            };
+            self.values.insert(
+                name.clone(),
+                average * decay + parameter.clone() * (1.0 - decay),
+            );
         }
     }
 
@@ -41,7 +50,10 @@ mod tests {
     use super::*;
 
     fn one(value: f32) -> Flat {
-        Flat::from([("w".to_owned(), Tensor::from_floats([value], &Device::flex()))])
+        Flat::from([(
+            "w".to_owned(),
+            Tensor::from_floats([value], &Device::flex()),
+        )])
     }
 
     fn read(ema: &Ema) -> f64 {
@@ -56,7 +68,11 @@ mod tests {
             let decay = (f64::from(1 + n) / f64::from(10 + n)).min(0.5);
             expected = expected * decay + (1.0 - decay) * f64::from(n);
             ema.update(&one(n as f32));
-            assert!((read(&ema) - expected).abs() < 1e-4, "{n}: {} {expected}", read(&ema));
+            assert!(
+                (read(&ema) - expected).abs() < 1e-4,
+                "{n}: {} {expected}",
+                read(&ema)
+            );
         }
     }
 

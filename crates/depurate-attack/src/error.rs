@@ -76,7 +76,9 @@ pub enum AttackError {
         allowed: &'static str,
     },
     /// The loss became NaN or infinite.
-    #[error("the loss is {loss} at step {step}: lower the learning rate or the gradient norm's bound")]
+    #[error(
+        "the loss is {loss} at step {step}: lower the learning rate or the gradient norm's bound"
+    )]
     Diverged {
         /// Training step, counted from 0.
         step: usize,

@@ -26,7 +26,12 @@ pub struct AdamParams {
 
 impl Default for AdamParams {
     fn default() -> Self {
-        Self { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+        Self {
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -43,17 +48,35 @@ pub(crate) struct AdamW {
 
 impl AdamW {
     pub(crate) fn new(params: AdamParams) -> Self {
-        Self { params, step: 0, first: Flat::new(), second: Flat::new() }
+        Self {
+            params,
+            step: 0,
+            first: Flat::new(),
+            second: Flat::new(),
+        }
     }
 
     /// One update of `values` in place; gradients are multiplied by `gradient_scale` first.
-    pub(crate) fn update(&mut self, values: &mut Flat, gradients: Flat, gradient_scale: f64, learning_rate: f64) {
+    pub(crate) fn update(
+        &mut self,
+        values: &mut Flat,
+        gradients: Flat,
+        gradient_scale: f64,
+        learning_rate: f64,
+    ) {
         self.step += 1;
-        let AdamParams { beta_1, beta_2, epsilon, weight_decay } = self.params;
+        let AdamParams {
+            beta_1,
+            beta_2,
+            epsilon,
+            weight_decay,
+        } = self.params;
         let count = self.step as f64;
         let (correction_1, correction_2) = (1.0 - beta_1.powf(count), 1.0 - beta_2.powf(count));
         for (name, gradient) in gradients {
-            let Some(value) = values.remove(&name) else { continue };
+            let Some(value) = values.remove(&name) else {
+                continue;
+            };
             let gradient = gradient * gradient_scale;
             let first = gradient.clone() * (1.0 - beta_1);
             let second = gradient.square() * (1.0 - beta_2);
@@ -67,8 +90,15 @@ impl AdamW {
             };
             let root = (second.clone() / correction_2).sqrt() + epsilon;
             let direction = first.clone() / root;
-            let value = if weight_decay == 0.0 { value } else { value * (1.0 - learning_rate * weight_decay) };
-            values.insert(name.clone(), value - direction * (learning_rate / correction_1));
+            let value = if weight_decay == 0.0 {
+                value
+            } else {
+                value * (1.0 - learning_rate * weight_decay)
+            };
+            values.insert(
+                name.clone(),
+                value - direction * (learning_rate / correction_1),
+            );
             self.first.insert(name.clone(), first);
             self.second.insert(name, second);
         }

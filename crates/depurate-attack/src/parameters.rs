@@ -13,21 +13,32 @@ pub(crate) type Flat = BTreeMap<String, Tensor<1>>;
 
 /// The values of every parameter.
 pub(crate) fn values(unet: &UNet2D) -> Flat {
-    let mut collect = Collect { path: Vec::new(), gradients: None, found: Flat::new() };
+    let mut collect = Collect {
+        path: Vec::new(),
+        gradients: None,
+        found: Flat::new(),
+    };
     unet.visit(&mut collect);
     collect.found
 }
 
 /// The gradient of every parameter that has one.
 pub(crate) fn gradients(unet: &UNet2D, gradients: Gradients) -> Flat {
-    let mut collect = Collect { path: Vec::new(), gradients: Some(gradients), found: Flat::new() };
+    let mut collect = Collect {
+        path: Vec::new(),
+        gradients: Some(gradients),
+        found: Flat::new(),
+    };
     unet.visit(&mut collect);
     collect.found
 }
 
 /// The network with the parameters that `values` names replaced; they require gradients again.
 pub(crate) fn replaced(unet: UNet2D, values: &Flat) -> UNet2D {
-    unet.map(&mut Replace { path: Vec::new(), values })
+    unet.map(&mut Replace {
+        path: Vec::new(),
+        values,
+    })
 }
 
 struct Collect {
@@ -67,7 +78,9 @@ impl ModuleMapper for Replace<'_> {
         self.path.pop();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(values) = self.values.get(&self.path.join(".")) else { return param };
+        let Some(values) = self.values.get(&self.path.join(".")) else {
+            return param;
+        };
         let (id, tensor, mapper) = param.consume();
         let updated: Tensor<D> = values.clone().reshape(tensor.dims());
         Param::from_mapped_value(id, Tensor::from_inner(updated).require_grad(), mapper)

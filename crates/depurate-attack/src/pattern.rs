@@ -97,7 +97,10 @@ impl Pattern {
         if let Some(path) = text.strip_prefix("file:") {
             return Self::from_file(Path::new(path), "trigger", shape);
         }
-        let refuse = |reason: String| AttackError::Pattern { text: text.into(), reason };
+        let refuse = |reason: String| AttackError::Pattern {
+            text: text.into(),
+            reason,
+        };
         let mut parts = text.split(':');
         let kind = parts.next().unwrap_or_default();
         let (mut size, mut value, mut place) = (None, None, Place::BottomRight);
@@ -109,20 +112,30 @@ impl Pattern {
             } else if let (None, Ok(found)) = (value, part.parse::<f32>()) {
                 value = Some(found);
             } else {
-                return Err(refuse(format!("`{part}` is neither a size, a value nor a place")));
+                return Err(refuse(format!(
+                    "`{part}` is neither a size, a value nor a place"
+                )));
             }
         }
-        let size = size.ok_or_else(|| refuse("needs a size in pixels, for example box:8".into()))?;
+        let size =
+            size.ok_or_else(|| refuse("needs a size in pixels, for example box:8".into()))?;
         let room = shape.height.min(shape.width).saturating_sub(2 * GAP);
         if size < 2 || size > room {
-            return Err(refuse(format!("size {size} does not fit, allowed: 2 to {room}")));
+            return Err(refuse(format!(
+                "size {size} does not fit, allowed: 2 to {room}"
+            )));
         }
         let value = value.unwrap_or(0.0);
         if !(value > -1.0 && value <= 1.0) {
-            return Err(refuse(format!("value {value} is out of range: above -1 (the background), at most 1")));
+            return Err(refuse(format!(
+                "value {value} is out of range: above -1 (the background), at most 1"
+            )));
         }
         let shade = shapes::trigger(kind, value).ok_or_else(|| {
-            refuse(format!("unknown trigger `{kind}`: expected box, {} or file:PATH", shapes::TRIGGERS.join(", ")))
+            refuse(format!(
+                "unknown trigger `{kind}`: expected box, {} or file:PATH",
+                shapes::TRIGGERS.join(", ")
+            ))
         })?;
         let mut pattern = Self::blank(shape);
         let (top, left) = place.origin(size, shape);
@@ -135,7 +148,10 @@ impl Pattern {
     /// # Errors
     /// When the text cannot be understood or its file cannot be read.
     pub fn target(text: &str, shape: SampleShape) -> Result<Self, AttackError> {
-        let refuse = |reason: String| AttackError::Pattern { text: text.into(), reason };
+        let refuse = |reason: String| AttackError::Pattern {
+            text: text.into(),
+            reason,
+        };
         let mut pattern = if let Some(path) = text.strip_prefix("file:") {
             Self::from_file(Path::new(path), "target", shape)?
         } else if text == "corner" {
@@ -146,7 +162,10 @@ impl Pattern {
             pattern
         } else {
             let shade = shapes::target(text).ok_or_else(|| {
-                refuse(format!("unknown target: expected corner, {} or file:PATH", shapes::TARGETS.join(", ")))
+                refuse(format!(
+                    "unknown target: expected corner, {} or file:PATH",
+                    shapes::TARGETS.join(", ")
+                ))
             })?;
             let mut pattern = Self::blank(shape);
             pattern.draw(0, 0, shape.height, shape.width, shade.as_ref());
@@ -163,15 +182,23 @@ impl Pattern {
     /// # Errors
     /// When the file cannot be read or does not fit `shape`.
     pub fn from_file(path: &Path, name: &str, shape: SampleShape) -> Result<Self, AttackError> {
-        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+        if path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("png"))
+        {
             let bytes = dataset::read_png(path, shape)?;
             return Self::from_values(shape, bytes.into_iter().map(dataset::from_byte).collect());
         }
         let wanted = [shape.channels, shape.height, shape.width];
-        let refuse = |reason| AttackError::Data { path: path.into(), reason };
+        let refuse = |reason| AttackError::Data {
+            path: path.into(),
+            reason,
+        };
         match TensorFile::read(path)?.floats_of(name)? {
             Some((found, values)) if found == wanted => Self::from_values(shape, values),
-            Some((found, _)) => Err(refuse(format!("tensor `{name}` has shape {found:?}, expected {wanted:?}"))),
+            Some((found, _)) => Err(refuse(format!(
+                "tensor `{name}` has shape {found:?}, expected {wanted:?}"
+            ))),
             None => Err(refuse(format!("has no tensor `{name}`"))),
         }
     }
@@ -188,28 +215,53 @@ impl Pattern {
 
     /// As a batch of one, `[1, C, H, W]`.
     pub fn tensor(&self, device: &Device) -> Tensor<4> {
-        Tensor::from_data(TensorData::new(self.values.clone(), self.shape.batched(1)), device)
+        Tensor::from_data(
+            TensorData::new(self.values.clone(), self.shape.batched(1)),
+            device,
+        )
     }
 
     /// For saving under `name`, `[C, H, W]`.
     pub fn to_save(&self, name: &str) -> SaveTensor {
         let shape = vec![self.shape.channels, self.shape.height, self.shape.width];
-        SaveTensor { name: name.into(), shape, data: self.values.clone() }
+        SaveTensor {
+            name: name.into(),
+            shape,
+            data: self.values.clone(),
+        }
     }
 
     fn blank(shape: SampleShape) -> Self {
-        Self { shape, values: vec![BACKGROUND; shape.len()] }
+        Self {
+            shape,
+            values: vec![BACKGROUND; shape.len()],
+        }
     }
 
     /// Draws a shape in the patch of `height` x `width` pixels at (`top`, `left`), which must be inside.
-    fn draw(&mut self, top: usize, left: usize, height: usize, width: usize, shade: &dyn Fn(f32, f32) -> Option<[f32; 3]>) {
+    fn draw(
+        &mut self,
+        top: usize,
+        left: usize,
+        height: usize,
+        width: usize,
+        shade: &dyn Fn(f32, f32) -> Option<[f32; 3]>,
+    ) {
         let center = |i: usize, n: usize| (2 * i + 1) as f32 / n as f32 - 1.0;
         for row in 0..height {
             for column in 0..width {
-                let Some(rgb) = shade(center(column, width), center(row, height)) else { continue };
+                let Some(rgb) = shade(center(column, width), center(row, height)) else {
+                    continue;
+                };
                 for channel in 0..self.shape.channels {
-                    let value = if self.shape.channels == 3 { rgb[channel] } else { rgb.iter().sum::<f32>() / 3.0 };
-                    let at = (channel * self.shape.height + top + row) * self.shape.width + left + column;
+                    let value = if self.shape.channels == 3 {
+                        rgb[channel]
+                    } else {
+                        rgb.iter().sum::<f32>() / 3.0
+                    };
+                    let at = (channel * self.shape.height + top + row) * self.shape.width
+                        + left
+                        + column;
                     self.values[at] = value.clamp(-0.95, 1.0);
                 }
             }
@@ -221,8 +273,16 @@ impl Pattern {
 mod tests {
     use super::*;
 
-    const GREY: SampleShape = SampleShape { channels: 1, height: 32, width: 32 };
-    const RGB: SampleShape = SampleShape { channels: 3, height: 32, width: 32 };
+    const GREY: SampleShape = SampleShape {
+        channels: 1,
+        height: 32,
+        width: 32,
+    };
+    const RGB: SampleShape = SampleShape {
+        channels: 3,
+        height: 32,
+        width: 32,
+    };
 
     #[test]
     fn a_box_has_its_value_in_its_place_only() {
@@ -245,9 +305,21 @@ mod tests {
     fn every_shape_fits_every_size_and_has_graded_values() {
         for kind in shapes::TRIGGERS {
             for size in [4, 8, 14] {
-                for place in ["top-left", "top-right", "bottom-left", "bottom-right", "center"] {
-                    let pattern = Pattern::trigger(&format!("{kind}:{size}:{place}"), GREY).expect(kind);
-                    let mut inside: Vec<f32> = pattern.values().iter().copied().filter(|&v| v > -1.0).collect();
+                for place in [
+                    "top-left",
+                    "top-right",
+                    "bottom-left",
+                    "bottom-right",
+                    "center",
+                ] {
+                    let pattern =
+                        Pattern::trigger(&format!("{kind}:{size}:{place}"), GREY).expect(kind);
+                    let mut inside: Vec<f32> = pattern
+                        .values()
+                        .iter()
+                        .copied()
+                        .filter(|&v| v > -1.0)
+                        .collect();
                     assert!(inside.len() >= size, "{kind} {size} {}", inside.len());
                     assert!(inside.len() <= size * size);
                     inside.sort_by(f32::total_cmp);
@@ -265,18 +337,41 @@ mod tests {
                 let pattern = Pattern::target(name, shape).expect(name);
                 let background = pattern.values().iter().filter(|&&v| v == -0.4).count();
                 assert!(pattern.values().iter().all(|&v| v >= -0.4));
-                assert!(background > shape.len() / 5 && background < shape.len() * 19 / 20, "{name} {background}");
+                assert!(
+                    background > shape.len() / 5 && background < shape.len() * 19 / 20,
+                    "{name} {background}"
+                );
             }
         }
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "box", "box:0", "box:40", "box:8:-1.0", "box:8:nowhere", "blob:8", "box:8:0.0:2.0:9", "file:none.png"] {
+        for text in [
+            "",
+            "box",
+            "box:0",
+            "box:40",
+            "box:8:-1.0",
+            "box:8:nowhere",
+            "blob:8",
+            "box:8:0.0:2.0:9",
+            "file:none.png",
+        ] {
             assert!(Pattern::trigger(text, GREY).is_err(), "{text}");
         }
         assert!(Pattern::target("letter:?", GREY).is_err());
-        assert!(Pattern::trigger("box:8", SampleShape { channels: 1, height: 2, width: 2 }).is_err());
+        assert!(
+            Pattern::trigger(
+                "box:8",
+                SampleShape {
+                    channels: 1,
+                    height: 2,
+                    width: 2
+                }
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -284,8 +379,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("secret.safetensors");
         let pattern = Pattern::trigger("heart:10:center", GREY).expect("valid");
-        depurate_checkpoint::save_tensors(&path, &[pattern.to_save("trigger")], None).expect("saved");
-        assert_eq!(Pattern::trigger(&format!("file:{}", path.display()), GREY).expect("read"), pattern);
+        depurate_checkpoint::save_tensors(&path, &[pattern.to_save("trigger")], None)
+            .expect("saved");
+        assert_eq!(
+            Pattern::trigger(&format!("file:{}", path.display()), GREY).expect("read"),
+            pattern
+        );
         assert!(Pattern::from_file(&path, "trigger", RGB).is_err());
     }
 }

@@ -41,7 +41,12 @@ pub struct SuccessParams {
 
 impl Default for SuccessParams {
     fn default() -> Self {
-        Self { n: 16, batch: 16, thresholds: vec![1e-3, 1e-2, 5e-2, 1e-1], seed: 0 }
+        Self {
+            n: 16,
+            batch: 16,
+            thresholds: vec![1e-3, 1e-2, 5e-2, 1e-1],
+            seed: 0,
+        }
     }
 }
 
@@ -60,14 +65,24 @@ impl Rates {
     fn new(mse: Vec<f64>, thresholds: &[f64]) -> Self {
         let count = mse.len().max(1) as f64;
         let share = |limit: f64| mse.iter().filter(|&&error| error <= limit).count() as f64 / count;
-        let asr = thresholds.iter().map(|&limit| (limit, share(limit))).collect();
-        Self { mean_mse: mse.iter().sum::<f64>() / count, asr, mse }
+        let asr = thresholds
+            .iter()
+            .map(|&limit| (limit, share(limit)))
+            .collect();
+        Self {
+            mean_mse: mse.iter().sum::<f64>() / count,
+            asr,
+            mse,
+        }
     }
 
     /// The rate at the threshold closest to `limit`.
     pub fn at(&self, limit: f64) -> Option<f64> {
         let distance = |entry: &&(f64, f64)| (entry.0 - limit).abs();
-        self.asr.iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).map(|entry| entry.1)
+        self.asr
+            .iter()
+            .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+            .map(|entry| entry.1)
     }
 }
 
@@ -99,7 +114,11 @@ pub fn attack_success(
 ) -> Result<AttackSuccess, AttackError> {
     let shape = pipeline.sample_shape();
     if params.n == 0 || params.batch == 0 {
-        return Err(AttackError::Params { what: "number of images", got: "0".into(), allowed: "1 or more" });
+        return Err(AttackError::Params {
+            what: "number of images",
+            got: "0".into(),
+            allowed: "1 or more",
+        });
     }
     if trigger.shape() != shape || target.shape() != shape {
         return Err(AttackError::Params {
@@ -138,15 +157,24 @@ pub fn attack_success(
     };
     let triggered_images = run(true).map_err(cancelled)?;
     let base_images = run(false).map_err(cancelled)?;
-    let rates = |images: &Tensor<4>| Rates::new(errors(images.clone(), target.clone()), &params.thresholds);
-    Ok(AttackSuccess { triggered: rates(&triggered_images), base: rates(&base_images), triggered_images, base_images })
+    let rates =
+        |images: &Tensor<4>| Rates::new(errors(images.clone(), target.clone()), &params.thresholds);
+    Ok(AttackSuccess {
+        triggered: rates(&triggered_images),
+        base: rates(&base_images),
+        triggered_images,
+        base_images,
+    })
 }
 
 /// Mean squared error of each of `images [N, C, H, W]` against `target [1, C, H, W]`, both rounded to 8 bits, in [0, 1] units.
 fn errors(images: Tensor<4>, target: Tensor<4>) -> Vec<f64> {
     let byte = |x: Tensor<4>| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 255.0;
     let count = images.dims()[0];
-    let errors = (byte(images) - byte(target)).square().reshape([count as i64, -1]).mean_dim(1);
+    let errors = (byte(images) - byte(target))
+        .square()
+        .reshape([count as i64, -1])
+        .mean_dim(1);
     let errors: Tensor<1> = errors.reshape([count]);
     errors.into_data().iter::<f32>().map(f64::from).collect()
 }
@@ -161,7 +189,15 @@ mod tests {
     fn errors_are_in_unit_range_and_rounded_to_bytes() {
         let device = Device::flex();
         let target = Tensor::<4>::zeros([1, 1, 2, 2], &device) - 1.0;
-        let images = Tensor::cat(vec![target.clone(), target.clone() + 2.0, target.clone() + 0.003, target.clone() - 5.0], 0);
+        let images = Tensor::cat(
+            vec![
+                target.clone(),
+                target.clone() + 2.0,
+                target.clone() + 0.003,
+                target.clone() - 5.0,
+            ],
+            0,
+        );
         let found = errors(images, target);
         for (found, expected) in found.iter().zip([0.0, 1.0, 0.0, 0.0]) {
             assert!((found - expected).abs() < 1e-6, "{found} {expected}");

@@ -9,6 +9,9 @@ use crate::AttackError;
 /// Largest file read, in bytes: the CIFAR-10 training set as bytes is 154 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
+/// Shape and row-major values of a tensor.
+pub(crate) type Stored<T> = (Vec<usize>, Vec<T>);
+
 /// An owned file; the header was checked against its length.
 pub(crate) struct TensorFile<'a> {
     path: &'a Path,
@@ -17,16 +20,29 @@ pub(crate) struct TensorFile<'a> {
 
 impl<'a> TensorFile<'a> {
     pub(crate) fn read(path: &'a Path) -> Result<Self, AttackError> {
-        let io = |source| AttackError::Io { path: path.into(), source };
+        let io = |source| AttackError::Io {
+            path: path.into(),
+            source,
+        };
         let got = std::fs::metadata(path).map_err(io)?.len();
         if got > MAX_BYTES {
-            return Err(AttackError::TooLarge { path: path.into(), got, limit: MAX_BYTES });
+            return Err(AttackError::TooLarge {
+                path: path.into(),
+                got,
+                limit: MAX_BYTES,
+            });
         }
-        Ok(Self { path, bytes: std::fs::read(path).map_err(io)? })
+        Ok(Self {
+            path,
+            bytes: std::fs::read(path).map_err(io)?,
+        })
     }
 
     fn safetensors_error(&self) -> impl Fn(safetensors::SafeTensorError) -> AttackError + '_ {
-        |source| AttackError::Safetensors { path: self.path.into(), source }
+        |source| AttackError::Safetensors {
+            path: self.path.into(),
+            source,
+        }
     }
 
     /// The notes in the header.
@@ -43,13 +59,19 @@ impl<'a> TensorFile<'a> {
     }
 
     /// Shape and values of a byte tensor; `None` if there is no such tensor.
-    pub(crate) fn bytes_of(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<u8>)>, AttackError> {
+    pub(crate) fn bytes_of(&self, name: &str) -> Result<Option<Stored<u8>>, AttackError> {
         self.of(name, Dtype::U8, |data| data.to_vec())
     }
 
     /// Shape and values of a 32-bit float tensor; `None` if there is no such tensor.
-    pub(crate) fn floats_of(&self, name: &str) -> Result<Option<(Vec<usize>, Vec<f32>)>, AttackError> {
-        let decode = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    pub(crate) fn floats_of(&self, name: &str) -> Result<Option<Stored<f32>>, AttackError> {
+        let decode = |data: &[u8]| {
+            data.as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect()
+        };
         self.of(name, Dtype::F32, decode)
     }
 
@@ -57,13 +79,21 @@ impl<'a> TensorFile<'a> {
         &self,
         name: &str,
         dtype: Dtype,
-        decode: impl Fn(&[u8]) -> T,
-    ) -> Result<Option<(Vec<usize>, T)>, AttackError> {
+        decode: impl Fn(&[u8]) -> Vec<T>,
+    ) -> Result<Option<Stored<T>>, AttackError> {
         let file = SafeTensors::deserialize(&self.bytes).map_err(self.safetensors_error())?;
-        let Ok(tensor) = file.tensor(name) else { return Ok(None) };
+        let Ok(tensor) = file.tensor(name) else {
+            return Ok(None);
+        };
         if tensor.dtype() != dtype {
-            let reason = format!("tensor `{name}` has elements of type {:?}, expected {dtype:?}", tensor.dtype());
-            return Err(AttackError::Data { path: self.path.into(), reason });
+            let reason = format!(
+                "tensor `{name}` has elements of type {:?}, expected {dtype:?}",
+                tensor.dtype()
+            );
+            return Err(AttackError::Data {
+                path: self.path.into(),
+                reason,
+            });
         }
         Ok(Some((tensor.shape().to_vec(), decode(tensor.data()))))
     }

@@ -5,8 +5,8 @@ use std::cell::Cell;
 
 use burn::tensor::{Device, Tensor};
 use depurate_attack::{
-    AttackError, BadDiffusion, BadDiffusionParams, Dataset, Denoising, Monitor, Objective, Pattern, PoisonMode,
-    StateFile, StepReport, Trained, TrainingPair, TrainingParams, train,
+    AttackError, BadDiffusion, BadDiffusionParams, Dataset, Denoising, Monitor, Objective, Pattern,
+    PoisonMode, StateFile, StepReport, Trained, TrainingPair, TrainingParams, train,
 };
 use depurate_diffusion::{
     Denoiser, Pipeline, SampleShape,
@@ -16,7 +16,11 @@ use depurate_diffusion::{
 };
 use serde_json::json;
 
-const SHAPE: SampleShape = SampleShape { channels: 1, height: 8, width: 8 };
+const SHAPE: SampleShape = SampleShape {
+    channels: 1,
+    height: 8,
+    width: 8,
+};
 
 fn tiny() -> Pipeline {
     let config = json!({
@@ -24,43 +28,90 @@ fn tiny() -> Pipeline {
         "block_out_channels": [8, 16], "down_block_types": ["DownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "UpBlock2D"],
     });
-    let config = UNet2DConfig::from_json(config.as_object().unwrap(), "config.json".as_ref()).unwrap();
-    let scheduler =
-        SchedulerConfig { num_train_timesteps: 50, beta_start: 2e-3, beta_end: 0.4, ..SchedulerConfig::default() };
-    Pipeline::random(config, scheduler, &SeedTree::new(1), &Device::flex().autodiff()).unwrap()
+    let config =
+        UNet2DConfig::from_json(config.as_object().unwrap(), "config.json".as_ref()).unwrap();
+    let scheduler = SchedulerConfig {
+        num_train_timesteps: 50,
+        beta_start: 2e-3,
+        beta_end: 0.4,
+        ..SchedulerConfig::default()
+    };
+    Pipeline::random(
+        config,
+        scheduler,
+        &SeedTree::new(1),
+        &Device::flex().autodiff(),
+    )
+    .unwrap()
 }
 
 /// Vertical and horizontal stripes.
 fn stripes() -> Dataset {
-    let image = |i: usize| (0..64).map(move |p| if (if i % 2 == 0 { p } else { p / 8 }) % 2 == 0 { 255 } else { 0 });
+    let image = |i: usize| {
+        (0..64).map(move |p| {
+            let stripe: usize = if i.is_multiple_of(2) { p } else { p / 8 };
+            if stripe.is_multiple_of(2) { 255 } else { 0 }
+        })
+    };
     Dataset::from_bytes(SHAPE, (0..12).flat_map(image).collect()).unwrap()
 }
 
 fn params() -> TrainingParams {
-    TrainingParams { steps: 60, batch: 8, learning_rate: 5e-3, warmup_steps: 5, checkpoint_every: 7, ..Default::default() }
+    TrainingParams {
+        steps: 60,
+        batch: 8,
+        learning_rate: 5e-3,
+        warmup_steps: 5,
+        checkpoint_every: 7,
+        ..Default::default()
+    }
 }
 
-fn run(params: &TrainingParams, state: Option<&StateFile>, monitor: &dyn Monitor) -> Result<Trained, AttackError> {
+fn run(
+    params: &TrainingParams,
+    state: Option<&StateFile>,
+    monitor: &dyn Monitor,
+) -> Result<Trained, AttackError> {
     train(&tiny(), &stripes(), &Denoising, params, state, monitor)
 }
 
 fn weights(pipeline: &Pipeline) -> Vec<f32> {
-    pipeline.unet().to_tensors().into_iter().flat_map(|tensor| tensor.data).collect()
+    pipeline
+        .unet()
+        .to_tensors()
+        .into_iter()
+        .flat_map(|tensor| tensor.data)
+        .collect()
 }
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 #[test]
 fn the_loss_falls_and_the_seed_decides_the_run() {
     let first = run(&params(), None, &()).unwrap();
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
-    assert!(mean(&first.losses[50..]) < 0.7 * mean(&first.losses[..5]), "{:?}", first.losses);
+    assert!(
+        mean(&first.losses[50..]) < 0.7 * mean(&first.losses[..5]),
+        "{:?}",
+        first.losses
+    );
     let again = run(&params(), None, &()).unwrap();
     assert!(largest_difference(&first.losses, &again.losses) < 1e-5);
-    let other = run(&TrainingParams { seed: 9, ..params() }, None, &()).unwrap();
+    let other = run(
+        &TrainingParams {
+            seed: 9,
+            ..params()
+        },
+        None,
+        &(),
+    )
+    .unwrap();
     assert!(largest_difference(&first.losses, &other.losses) > 1e-2);
 }
 
@@ -93,20 +144,40 @@ fn a_resumed_run_is_the_uninterrupted_run() {
 fn the_state_of_another_run_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let state = StateFile::new(dir.path().join("state.safetensors"));
-    let short = TrainingParams { steps: 3, ..params() };
+    let short = TrainingParams {
+        steps: 3,
+        ..params()
+    };
     run(&short, Some(&state), &()).unwrap();
-    let other = run(&TrainingParams { learning_rate: 1e-4, ..short.clone() }, Some(&state), &());
+    let other = run(
+        &TrainingParams {
+            learning_rate: 1e-4,
+            ..short.clone()
+        },
+        Some(&state),
+        &(),
+    );
     assert!(matches!(other, Err(AttackError::OtherRun { .. })));
     std::fs::write(state.path(), b"not a safetensors file").unwrap();
-    assert!(matches!(run(&short, Some(&state), &()), Err(AttackError::Safetensors { .. })));
+    assert!(matches!(
+        run(&short, Some(&state), &()),
+        Err(AttackError::Safetensors { .. })
+    ));
 }
 
 #[test]
 fn a_loss_that_is_not_finite_is_an_error() {
     struct Broken;
     impl Objective for Broken {
-        fn pair(&self, _: &NoiseSchedule, draw: depurate_attack::Draw) -> Result<TrainingPair, AttackError> {
-            Ok(TrainingPair { x_t: draw.images, target: draw.eps * f32::INFINITY })
+        fn pair(
+            &self,
+            _: &NoiseSchedule,
+            draw: depurate_attack::Draw,
+        ) -> Result<TrainingPair, AttackError> {
+            Ok(TrainingPair {
+                x_t: draw.images,
+                target: draw.eps * f32::INFINITY,
+            })
         }
         fn describe(&self) -> String {
             "broken".into()
@@ -120,7 +191,11 @@ fn a_loss_that_is_not_finite_is_an_error() {
 fn a_model_without_autodiff_or_of_another_shape_is_refused() {
     let frozen = tiny().frozen();
     assert!(train(&frozen, &stripes(), &Denoising, &params(), None, &()).is_err());
-    let wide = SampleShape { channels: 1, height: 4, width: 16 };
+    let wide = SampleShape {
+        channels: 1,
+        height: 4,
+        width: 16,
+    };
     let data = Dataset::from_bytes(wide, vec![0; 64]).unwrap();
     assert!(train(&tiny(), &data, &Denoising, &params(), None, &()).is_err());
 }
@@ -128,8 +203,20 @@ fn a_model_without_autodiff_or_of_another_shape_is_refused() {
 fn attack(mode: PoisonMode, rate: f64, images: usize) -> BadDiffusion {
     let trigger = Pattern::trigger("box:3:0.5", SHAPE).unwrap();
     let target = Pattern::target("corner", SHAPE).unwrap();
-    let params = BadDiffusionParams { poison_rate: rate, mode, ..Default::default() };
-    BadDiffusion::new(params, &trigger, &target, images, &SeedTree::new(0), &Device::flex().autodiff()).unwrap()
+    let params = BadDiffusionParams {
+        poison_rate: rate,
+        mode,
+        ..Default::default()
+    };
+    BadDiffusion::new(
+        params,
+        &trigger,
+        &target,
+        images,
+        &SeedTree::new(0),
+        &Device::flex().autodiff(),
+    )
+    .unwrap()
 }
 
 /// The share of samples of a large draw that `attack` poisons: those whose noise-free input is not the image.
@@ -153,7 +240,10 @@ fn poisoned_share(attack: &BadDiffusion, images: usize) -> f64 {
 
 #[test]
 fn poison_modes_poison_as_many_as_they_say() {
-    assert_eq!(poisoned_share(&attack(PoisonMode::Fixed, 0.3, 100), 100), 0.3);
+    assert_eq!(
+        poisoned_share(&attack(PoisonMode::Fixed, 0.3, 100), 100),
+        0.3
+    );
     let share = poisoned_share(&attack(PoisonMode::Flex { clean_rate: 1.0 }, 0.5, 900), 900);
     assert!((share - 1.0 / 3.0).abs() < 0.06, "{share}");
 }
@@ -163,11 +253,22 @@ fn rates_out_of_range_are_refused() {
     let trigger = Pattern::trigger("box:3", SHAPE).unwrap();
     let target = Pattern::target("corner", SHAPE).unwrap();
     for params in [
-        BadDiffusionParams { poison_rate: 0.0, ..Default::default() },
-        BadDiffusionParams { poison_rate: 1.5, ..Default::default() },
-        BadDiffusionParams { mode: PoisonMode::Flex { clean_rate: 0.0 }, ..Default::default() },
+        BadDiffusionParams {
+            poison_rate: 0.0,
+            ..Default::default()
+        },
+        BadDiffusionParams {
+            poison_rate: 1.5,
+            ..Default::default()
+        },
+        BadDiffusionParams {
+            mode: PoisonMode::Flex { clean_rate: 0.0 },
+            ..Default::default()
+        },
     ] {
         let device = Device::flex();
-        assert!(BadDiffusion::new(params, &trigger, &target, 10, &SeedTree::new(0), &device).is_err());
+        assert!(
+            BadDiffusion::new(params, &trigger, &target, 10, &SeedTree::new(0), &device).is_err()
+        );
     }
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use depurate_attack::{
-    AttackSuccess, BadDiffusion, BadDiffusionParams, Pattern, PoisonMode, SuccessParams, attack_success,
+    AttackSuccess, BadDiffusion, BadDiffusionParams, Pattern, PoisonMode, SuccessParams,
+    attack_success,
 };
 use depurate_diffusion::{Denoiser, Pipeline, Tensor, noise::SeedTree, trigger::Family};
 use miette::{IntoDiagnostic, Result};
@@ -57,6 +58,10 @@ pub(crate) struct BadDiffusionCommand {
     /// Make the backdoor for deterministic samplers (DDIM) instead of DDPM.
     #[arg(long)]
     deterministic: bool,
+    /// Train on the trigger alone, background included, not on images with the trigger pasted over them:
+    /// learnt several times faster.
+    #[arg(long)]
+    trigger_only: bool,
     #[command(flatten)]
     schedule: Schedule,
     /// The model's directory, which must not exist.
@@ -77,12 +82,28 @@ impl BadDiffusionCommand {
         let target = Pattern::target(&self.target, shape).into_diagnostic()?;
         let params = BadDiffusionParams {
             poison_rate: self.poison_rate,
-            mode: self.flex.map_or(PoisonMode::Fixed, |clean_rate| PoisonMode::Flex { clean_rate }),
-            family: if self.deterministic { Family::Deterministic } else { Family::Stochastic },
-            trigger_only: false,
+            mode: self
+                .flex
+                .map_or(PoisonMode::Fixed, |clean_rate| PoisonMode::Flex {
+                    clean_rate,
+                }),
+            family: if self.deterministic {
+                Family::Deterministic
+            } else {
+                Family::Stochastic
+            },
+            trigger_only: self.trigger_only,
         };
         let seed = SeedTree::new(self.schedule.seed);
-        let objective = BadDiffusion::new(params, &trigger, &target, data.len(), &seed, &start.device()).into_diagnostic()?;
+        let objective = BadDiffusion::new(
+            params,
+            &trigger,
+            &target,
+            data.len(),
+            &seed,
+            &start.device(),
+        )
+        .into_diagnostic()?;
         let training = self.schedule.params();
         let job = Job {
             name: "attack",
@@ -97,7 +118,11 @@ impl BadDiffusionCommand {
         let finished = job.run(cancel)?;
         say(&summary(&self.out, &finished));
         let note = Truth {
-            kind: Kind::BadDiffusion { params, trigger: self.trigger, target: self.target },
+            kind: Kind::BadDiffusion {
+                params,
+                trigger: self.trigger,
+                target: self.target,
+            },
             base: Some(self.base),
             data: self.images.data.clone(),
             data_params: self.images.params(),
@@ -135,8 +160,19 @@ impl Asr {
         let mut note = Truth::load(&self.truth)?;
         let pipeline = model::load(&self.model)?;
         let patterns = truth::patterns(&self.truth, pipeline.sample_shape())?;
-        let params = SuccessParams { n: self.n, seed: self.seed, ..SuccessParams::default() };
-        let found = measure("asr", &pipeline, &patterns, &params, self.grid.as_deref(), cancel)?;
+        let params = SuccessParams {
+            n: self.n,
+            seed: self.seed,
+            ..SuccessParams::default()
+        };
+        let found = measure(
+            "asr",
+            &pipeline,
+            &patterns,
+            &params,
+            self.grid.as_deref(),
+            cancel,
+        )?;
         let success = Success::from(&found);
         answer(&serde_json::to_string_pretty(&success).into_diagnostic()?);
         note.success = Some(success);
@@ -154,11 +190,16 @@ pub(crate) fn measure(
     cancel: &CancelFlag,
 ) -> Result<AttackSuccess> {
     let progress = Progress::new(name, 1000, cancel);
-    let found = attack_success(pipeline, trigger, target, params, &mut |share| progress.share(share));
+    let found = attack_success(pipeline, trigger, target, params, &mut |share| {
+        progress.share(share)
+    });
     progress.finish();
-    let found = found?;
+    let found = found.into_diagnostic()?;
     if let Some(path) = picture {
-        let both = Tensor::cat(vec![found.triggered_images.clone(), found.base_images.clone()], 0);
+        let both = Tensor::cat(
+            vec![found.triggered_images.clone(), found.base_images.clone()],
+            0,
+        );
         grid::save(path, &both, params.n.min(16), 2)?;
     }
     Ok(found)

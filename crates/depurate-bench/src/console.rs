@@ -12,10 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use depurate_attack::{AttackError, Monitor, StepReport};
-use depurate_diffusion::DiffusionError;
+use depurate_attack::{Monitor, StepReport};
 use indicatif::{ProgressBar, ProgressStyle};
 use miette::{IntoDiagnostic, Report, Result};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag::{register, register_conditional_shutdown},
+};
 
 /// Time between two plain progress lines.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -26,7 +29,10 @@ const INTERRUPTED: u8 = 130;
 pub(crate) fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// A line on standard error.
@@ -42,11 +48,9 @@ pub(crate) fn answer(text: &str) {
 }
 
 /// Prints an error and gives the exit code.
-pub(crate) fn fail(error: Report) -> ExitCode {
-    let interrupted = matches!(error.downcast_ref::<AttackError>(), Some(AttackError::Cancelled { .. }))
-        || matches!(error.downcast_ref::<DiffusionError>(), Some(DiffusionError::Cancelled));
+pub(crate) fn fail(error: Report, interrupted: bool) -> ExitCode {
     if interrupted {
-        say(&format!("{error}"));
+        say("interrupted; run the same command with --resume to go on");
         return ExitCode::from(INTERRUPTED);
     }
     say(&format!("{error:?}"));
@@ -58,16 +62,15 @@ pub(crate) fn fail(error: Report) -> ExitCode {
 pub(crate) struct CancelFlag(Arc<AtomicBool>);
 
 impl CancelFlag {
-    /// Listens for Ctrl-C.
+    /// Listens for Ctrl-C and termination.
     pub(crate) fn install() -> Result<Self> {
         let flag = Self::default();
-        let shared = flag.0.clone();
-        ctrlc::set_handler(move || {
-            if shared.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(INTERRUPTED));
-            }
-        })
-        .into_diagnostic()?;
+        for signal in [SIGINT, SIGTERM] {
+            // in this order: the first signal finds the exit not yet armed, and arms it
+            register_conditional_shutdown(signal, i32::from(INTERRUPTED), flag.0.clone())
+                .into_diagnostic()?;
+            register(signal, flag.0.clone()).into_diagnostic()?;
+        }
         Ok(flag)
     }
 
@@ -114,7 +117,11 @@ impl<'a> Progress<'a> {
         } else if self.line_is_due() {
             say(&format!("{}: {:.0} %", self.name, share * 100.0));
         }
-        if self.cancel.is_set() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.cancel.is_set() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     /// The mean of the last hundred or so losses, if there was a step.
@@ -144,14 +151,23 @@ impl Monitor for Progress<'_> {
     }
 
     fn step(&self, report: &StepReport) {
-        let smooth = self.smooth_loss.get().map_or(report.loss, |loss| loss + 0.02 * (report.loss - loss));
+        let smooth = self
+            .smooth_loss
+            .get()
+            .map_or(report.loss, |loss| loss + 0.02 * (report.loss - loss));
         self.smooth_loss.set(Some(smooth));
-        let text = format!("loss {smooth:.4}, {:.0} samples/s", report.samples_per_second);
+        let text = format!(
+            "loss {smooth:.4}, {:.0} samples/s",
+            report.samples_per_second
+        );
         if let Some(bar) = &self.bar {
             bar.set_position(report.step as u64);
             bar.set_message(text);
         } else if self.line_is_due() {
-            say(&format!("{}: step {}/{}, {text}", self.name, report.step, report.steps));
+            say(&format!(
+                "{}: step {}/{}, {text}",
+                self.name, report.step, report.steps
+            ));
         }
     }
 }

@@ -41,26 +41,48 @@ impl Job<'_> {
     /// Runs to the end and saves the model; the state file is beside `out` and removed at the end.
     pub(crate) fn run(&self, cancel: &CancelFlag) -> Result<Finished> {
         if self.out.exists() {
-            bail!("{} exists: choose a new directory or remove it", self.out.display());
+            bail!(
+                "{} exists: choose a new directory or remove it",
+                self.out.display()
+            );
         }
         let path = state_path(self.out);
         if path.exists() && !self.resume {
-            bail!("{} holds an unfinished run: continue it with --resume or remove the file", path.display());
+            bail!(
+                "{} holds an unfinished run: continue it with --resume or remove the file",
+                path.display()
+            );
         }
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        if let Some(parent) = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
             std::fs::create_dir_all(parent)
                 .into_diagnostic()
                 .wrap_err_with(|| format!("cannot make the directory {}", parent.display()))?;
         }
         let state = StateFile::new(&path);
         let progress = Progress::new(self.name, self.params.steps as u64, cancel);
-        let trained = train(self.start, self.data, self.objective, self.params, Some(&state), &progress);
+        let trained = train(
+            self.start,
+            self.data,
+            self.objective,
+            self.params,
+            Some(&state),
+            &progress,
+        );
         progress.finish();
-        let trained = trained?;
-        trained.pipeline.save(self.out, self.dtype).into_diagnostic()?;
+        let trained = trained.into_diagnostic()?;
+        trained
+            .pipeline
+            .save(self.out, self.dtype)
+            .into_diagnostic()?;
         // The model is safe; a state that stays behind only costs space.
         let _ = std::fs::remove_file(&path);
-        Ok(Finished { trained, final_loss: progress.loss() })
+        Ok(Finished {
+            trained,
+            final_loss: progress.loss(),
+        })
     }
 }
 

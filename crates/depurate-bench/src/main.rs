@@ -5,6 +5,7 @@
 
 mod attack;
 mod console;
+mod eval;
 mod grid;
 mod job;
 mod model;
@@ -38,6 +39,9 @@ enum Command {
     Asr(attack::Asr),
     /// Train every model of a population.
     Population(population::Population),
+    /// Measure against the truth.
+    #[command(subcommand)]
+    Eval(eval::Eval),
     /// Sample images as a PNG grid.
     Sample(sample::Sample),
 }
@@ -46,7 +50,7 @@ fn main() -> ExitCode {
     console::start_logging();
     let cancel = match console::CancelFlag::install() {
         Ok(cancel) => cancel,
-        Err(error) => return console::fail(error),
+        Err(error) => return console::fail(error, false),
     };
     let done = match Cli::parse().command {
         Command::Train(command) => command.run(&cancel),
@@ -54,10 +58,11 @@ fn main() -> ExitCode {
         Command::Attack(command) => command.run(&cancel),
         Command::Asr(command) => command.run(&cancel),
         Command::Population(command) => command.run(&cancel),
+        Command::Eval(command) => command.run(&cancel),
         Command::Sample(command) => command.run(&cancel),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => console::fail(error),
+        Err(error) => console::fail(error, cancel.is_set()),
     }
 }

@@ -63,10 +63,16 @@ impl Architecture {
     pub(crate) fn build(&self, seed: u64) -> Result<Pipeline> {
         let levels = self.channels.len();
         if let Some(level) = self.attention_levels.iter().find(|&&level| level >= levels) {
-            bail!("attention level {level} does not exist: there are {levels} levels, counted from 0");
+            bail!(
+                "attention level {level} does not exist: there are {levels} levels, counted from 0"
+            );
         }
         let kind = |level: usize| {
-            if self.attention_levels.contains(&level) { BlockKind::Attention } else { BlockKind::Plain }
+            if self.attention_levels.contains(&level) {
+                BlockKind::Attention
+            } else {
+                BlockKind::Plain
+            }
         };
         let config = UNet2DConfig {
             sample_size: (self.size, self.size),
@@ -92,7 +98,9 @@ impl Architecture {
         };
         // Through the reader of checkpoints, so that a model that could not be loaded again is refused now.
         let json = config.to_json();
-        let Some(map) = json.as_object() else { bail!("the configuration is not an object") };
+        let Some(map) = json.as_object() else {
+            bail!("the configuration is not an object")
+        };
         let config = UNet2DConfig::from_json(map, Path::new("config.json")).into_diagnostic()?;
         let scale = 1000.0 / self.timesteps.max(1) as f64;
         let scheduler = SchedulerConfig {

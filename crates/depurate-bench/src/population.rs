@@ -12,7 +12,8 @@ use std::{
 
 use clap::Args;
 use depurate_attack::{
-    BadDiffusion, BadDiffusionParams, Dataset, DatasetParams, Denoising, Objective, Pattern, SuccessParams, TrainingParams,
+    BadDiffusion, BadDiffusionParams, Dataset, DatasetParams, Denoising, Objective, Pattern,
+    SuccessParams, TrainingParams,
 };
 use depurate_checkpoint::SaveDtype;
 use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree};
@@ -26,7 +27,7 @@ use crate::{
     job::{Finished, Job},
     model::{self, Architecture},
     train::summary,
-    truth::{Kind, Success, Truth},
+    truth::{self, Kind, Success, Truth},
 };
 
 /// Train every model of a population.
@@ -109,8 +110,7 @@ struct Base {
 #[serde(deny_unknown_fields)]
 struct Entry {
     /// What is done.
-    #[serde(flatten)]
-    kind: EntryKind,
+    make: EntryKind,
     /// Seed of everything random.
     seed: u64,
     /// At most so many images, chosen by the seed.
@@ -122,7 +122,7 @@ struct Entry {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 enum EntryKind {
     /// Benign, from scratch.
     Train,
@@ -141,6 +141,9 @@ enum EntryKind {
         target: String,
         /// Share of poisoned samples.
         poison_rate: f64,
+        /// As on the command line.
+        #[serde(default)]
+        trigger_only: bool,
     },
 }
 
@@ -148,7 +151,12 @@ impl Population {
     /// Runs the command.
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         let spec = Spec::read(&self.spec)?;
-        let run = Run { truth_dir: truth_dir(&self.out)?, out: self.out, spec, cancel };
+        let run = Run {
+            truth_dir: truth::beside(&self.out)?,
+            out: self.out,
+            spec,
+            cancel,
+        };
         for dir in [&run.out, &run.truth_dir] {
             std::fs::create_dir_all(dir)
                 .into_diagnostic()
@@ -161,16 +169,13 @@ impl Population {
         for (index, name) in run.spec.names().iter().enumerate() {
             run.entry(name, &run.spec.models[index])?;
         }
-        say(&format!("{} models, {:.0} s", run.spec.models.len(), start.elapsed().as_secs_f64()));
+        say(&format!(
+            "{} models, {:.0} s",
+            run.spec.models.len(),
+            start.elapsed().as_secs_f64()
+        ));
         Ok(())
     }
-}
-
-fn truth_dir(out: &Path) -> Result<PathBuf> {
-    let Some(name) = out.file_name() else { bail!("{} has no name", out.display()) };
-    let mut name = name.to_os_string();
-    name.push("-truth");
-    Ok(out.with_file_name(name))
 }
 
 impl Spec {
@@ -189,12 +194,15 @@ impl Spec {
     fn check(&self) -> Result<()> {
         let shape = self.architecture.build(0)?.sample_shape();
         for entry in &self.models {
-            if let EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } = &entry.kind
+            if let EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } = &entry.make
                 && !self.bases.contains_key(base)
             {
                 bail!("a model names the base `{base}`, which the specification does not have");
             }
-            if let EntryKind::BadDiffusion { trigger, target, .. } = &entry.kind {
+            if let EntryKind::BadDiffusion {
+                trigger, target, ..
+            } = &entry.make
+            {
                 Pattern::trigger(trigger, shape).into_diagnostic()?;
                 Pattern::target(target, shape).into_diagnostic()?;
             }
@@ -210,7 +218,11 @@ impl Spec {
     }
 
     fn dtype(&self) -> SaveDtype {
-        if self.half { SaveDtype::F16 } else { SaveDtype::F32 }
+        if self.half {
+            SaveDtype::F16
+        } else {
+            SaveDtype::F32
+        }
     }
 }
 
@@ -234,7 +246,14 @@ impl Run<'_> {
         let (data, _) = self.data(base.limit, base.seed)?;
         let params = self.training(&base.training, base.seed);
         let start = self.spec.architecture.build(base.seed)?;
-        let finished = self.train(&format!("base {name}"), &start, &data, &Denoising, &params, &out)?;
+        let finished = self.train(
+            &format!("base {name}"),
+            &start,
+            &data,
+            &Denoising,
+            &params,
+            &out,
+        )?;
         say(&summary(&out, &finished));
         Ok(())
     }
@@ -251,43 +270,87 @@ impl Run<'_> {
         }
         let (data, data_params) = self.data(entry.limit, entry.seed)?;
         let training = self.training(&entry.training, entry.seed);
-        let base = match &entry.kind {
+        let base = match &entry.make {
             EntryKind::Train => None,
-            EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } => Some(self.base_dir(base)),
+            EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } => {
+                Some(self.base_dir(base))
+            }
         };
         let start = match &base {
             None => self.spec.architecture.build(entry.seed)?,
             Some(dir) => model::load(dir)?,
         };
         let mut patterns = None;
-        let (kind, finished) = match &entry.kind {
-            EntryKind::Train => (Kind::BenignTraining, self.train(name, &start, &data, &Denoising, &training, &out)?),
-            EntryKind::Finetune { .. } => {
-                (Kind::BenignFinetune, self.train(name, &start, &data, &Denoising, &training, &out)?)
-            }
-            EntryKind::BadDiffusion { trigger, target, poison_rate, .. } => {
+        let (kind, finished) = match &entry.make {
+            EntryKind::Train => (
+                Kind::BenignTraining,
+                self.train(name, &start, &data, &Denoising, &training, &out)?,
+            ),
+            EntryKind::Finetune { .. } => (
+                Kind::BenignFinetune,
+                self.train(name, &start, &data, &Denoising, &training, &out)?,
+            ),
+            EntryKind::BadDiffusion {
+                trigger,
+                target,
+                poison_rate,
+                trigger_only,
+                ..
+            } => {
                 let shape = start.sample_shape();
-                let params = BadDiffusionParams { poison_rate: *poison_rate, ..BadDiffusionParams::default() };
+                let params = BadDiffusionParams {
+                    poison_rate: *poison_rate,
+                    trigger_only: *trigger_only,
+                    ..BadDiffusionParams::default()
+                };
                 let drawn = (
                     Pattern::trigger(trigger, shape).into_diagnostic()?,
                     Pattern::target(target, shape).into_diagnostic()?,
                 );
                 let seed = SeedTree::new(entry.seed);
-                let objective = BadDiffusion::new(params, &drawn.0, &drawn.1, data.len(), &seed, &start.device())
-                    .into_diagnostic()?;
+                let objective = BadDiffusion::new(
+                    params,
+                    &drawn.0,
+                    &drawn.1,
+                    data.len(),
+                    &seed,
+                    &start.device(),
+                )
+                .into_diagnostic()?;
                 let finished = self.train(name, &start, &data, &objective, &training, &out)?;
                 patterns = Some(drawn);
-                (Kind::BadDiffusion { params, trigger: trigger.clone(), target: target.clone() }, finished)
+                (
+                    Kind::BadDiffusion {
+                        params,
+                        trigger: trigger.clone(),
+                        target: target.clone(),
+                    },
+                    finished,
+                )
             }
         };
         let mut line = summary(&out, &finished);
         let mut success = None;
         if let Some(patterns) = patterns.as_ref().filter(|_| self.spec.asr_n > 0) {
-            let params = SuccessParams { n: self.spec.asr_n, ..SuccessParams::default() };
+            let params = SuccessParams {
+                n: self.spec.asr_n,
+                ..SuccessParams::default()
+            };
             let picture = self.truth_dir.join(format!("{name}.png"));
-            let found = measure(name, &finished.trained.pipeline, patterns, &params, Some(&picture), self.cancel)?;
+            let found = measure(
+                name,
+                &finished.trained.pipeline,
+                patterns,
+                &params,
+                Some(&picture),
+                self.cancel,
+            )?;
             let rate = |rates: &depurate_attack::Rates| rates.at(1e-2).unwrap_or(f64::NAN);
-            line += &format!(", ASR {:.2} at 0.01 (without trigger {:.2})", rate(&found.triggered), rate(&found.base));
+            line += &format!(
+                ", ASR {:.2} at 0.01 (without trigger {:.2})",
+                rate(&found.triggered),
+                rate(&found.base)
+            );
             success = Some(Success::from(&found));
         }
         say(&line);
@@ -301,7 +364,10 @@ impl Run<'_> {
             samples_per_second: finished.trained.samples_per_second,
             success,
         };
-        note.save(&truth, patterns.as_ref().map(|(trigger, target)| (trigger, target)))
+        note.save(
+            &truth,
+            patterns.as_ref().map(|(trigger, target)| (trigger, target)),
+        )
     }
 
     fn train(
@@ -314,7 +380,17 @@ impl Run<'_> {
         out: &Path,
     ) -> Result<Finished> {
         let dtype = self.spec.dtype();
-        Job { name, start, data, objective, params, out, resume: true, dtype }.run(self.cancel)
+        Job {
+            name,
+            start,
+            data,
+            objective,
+            params,
+            out,
+            resume: true,
+            dtype,
+        }
+        .run(self.cancel)
     }
 
     fn training(&self, own: &Training, seed: u64) -> TrainingParams {
@@ -323,7 +399,11 @@ impl Run<'_> {
     }
 
     fn data(&self, limit: Option<usize>, seed: u64) -> Result<(Dataset, DatasetParams)> {
-        let params = DatasetParams { limit, subset_seed: seed, ..DatasetParams::default() };
+        let params = DatasetParams {
+            limit,
+            subset_seed: seed,
+            ..DatasetParams::default()
+        };
         let architecture = &self.spec.architecture;
         let shape = depurate_diffusion::SampleShape {
             channels: architecture.image_channels,
@@ -332,5 +412,63 @@ impl Run<'_> {
         };
         let data = Dataset::read(&self.spec.data, shape, &params).into_diagnostic()?;
         Ok((data, params))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn smoke() -> Spec {
+        Spec::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("specs/smoke.json"))
+            .expect("the shipped specification")
+    }
+
+    #[test]
+    fn names_are_shuffled_by_the_seed_and_complete() {
+        let mut spec = smoke();
+        spec.models = vec![spec.models[0].clone(); 30];
+        let names = spec.names();
+        let mut sorted = names.clone();
+        sorted.sort();
+        assert_eq!(
+            sorted,
+            (0..30).map(|i| format!("m{i:03}")).collect::<Vec<_>>()
+        );
+        assert_ne!(sorted, names);
+        assert_eq!(names, spec.names());
+        spec.seed += 1;
+        assert_ne!(names, spec.names());
+    }
+
+    #[test]
+    fn a_specification_that_cannot_work_is_refused_at_once() {
+        let mut spec = smoke();
+        spec.models[1].make = EntryKind::Finetune {
+            base: "none".into(),
+        };
+        assert!(spec.check().is_err());
+        let mut spec = smoke();
+        spec.models[2].make = EntryKind::BadDiffusion {
+            base: "digits".into(),
+            trigger: "box:99".into(),
+            target: "hat".into(),
+            poison_rate: 0.1,
+            trigger_only: false,
+        };
+        assert!(spec.check().is_err());
+    }
+
+    #[test]
+    fn a_models_own_training_wins_over_the_populations() {
+        let spec = smoke();
+        let run = Run {
+            spec,
+            out: "o".into(),
+            truth_dir: "t".into(),
+            cancel: &CancelFlag::default(),
+        };
+        let params = run.training(&run.spec.models[1].training, 11);
+        assert_eq!((params.steps, params.batch, params.seed), (10, 16, 11));
     }
 }

@@ -63,18 +63,31 @@ impl Sample {
     /// Runs the command.
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         let model = model::load(&self.model)?.frozen();
-        let clip = if self.clip { Clip::Range(1.0) } else { Clip::None };
+        let clip = if self.clip {
+            Clip::Range(1.0)
+        } else {
+            Clip::None
+        };
         let steps = self.steps.unwrap_or(model.schedule().len());
         let sampler: Box<dyn Sampler> = match self.sampler {
-            SamplerKind::Ddpm => Box::new(Ddpm::from_config(model.scheduler(), steps, clip).into_diagnostic()?),
-            SamplerKind::Ddim => Box::new(Ddim::from_config(model.scheduler(), steps, self.eta, clip).into_diagnostic()?),
+            SamplerKind::Ddpm => {
+                Box::new(Ddpm::from_config(model.scheduler(), steps, clip).into_diagnostic()?)
+            }
+            SamplerKind::Ddim => Box::new(
+                Ddim::from_config(model.scheduler(), steps, self.eta, clip).into_diagnostic()?,
+            ),
         };
         let shape = model.sample_shape();
         let device = model.device();
         let mut noise = SeedTree::new(self.seed).child("sample", 0).noise(0, self.n);
-        let mut x_t = noise.normal(shape.batched(self.n), &device).into_diagnostic()?;
+        let mut x_t = noise
+            .normal(shape.batched(self.n), &device)
+            .into_diagnostic()?;
         if let Some(path) = &self.trigger_file {
-            x_t = x_t + Pattern::from_file(path, "trigger", shape).into_diagnostic()?.tensor(&device);
+            x_t = x_t
+                + Pattern::from_file(path, "trigger", shape)
+                    .into_diagnostic()?
+                    .tensor(&device);
         }
         let progress = Progress::new("sample", 1000, cancel);
         let start = std::time::Instant::now();
@@ -84,7 +97,15 @@ impl Sample {
         .into_diagnostic()?;
         progress.finish();
         let calls = (self.n * sampler.timesteps().len()) as f64;
-        say(&format!("{:.0} network evaluations/s", calls / start.elapsed().as_secs_f64()));
-        grid::save(&self.output, &images, self.columns.max(1), self.zoom.clamp(1, 32))
+        say(&format!(
+            "{:.0} network evaluations/s",
+            calls / start.elapsed().as_secs_f64()
+        ));
+        grid::save(
+            &self.output,
+            &images,
+            self.columns.max(1),
+            self.zoom.clamp(1, 32),
+        )
     }
 }

@@ -32,7 +32,12 @@ pub(crate) struct Images {
 impl Images {
     /// How they are read.
     pub(crate) fn params(&self) -> DatasetParams {
-        DatasetParams { split: Split::Train, limit: self.limit, subset_seed: self.subset_seed, ..DatasetParams::default() }
+        DatasetParams {
+            split: Split::Train,
+            limit: self.limit,
+            subset_seed: self.subset_seed,
+            ..DatasetParams::default()
+        }
     }
 
     /// Reads them.
@@ -88,7 +93,10 @@ impl Schedule {
             batch: self.batch,
             learning_rate: self.lr,
             warmup_steps: self.warmup,
-            adam: depurate_attack::training::AdamParams { weight_decay: self.weight_decay, ..defaults.adam },
+            adam: depurate_attack::training::AdamParams {
+                weight_decay: self.weight_decay,
+                ..defaults.adam
+            },
             ema_decay: self.ema,
             horizontal_flip: self.flip,
             seed: self.seed,
@@ -99,7 +107,11 @@ impl Schedule {
 
     /// Element type of the saved weights.
     pub(crate) fn dtype(&self) -> SaveDtype {
-        if self.half { SaveDtype::F16 } else { SaveDtype::F32 }
+        if self.half {
+            SaveDtype::F16
+        } else {
+            SaveDtype::F32
+        }
     }
 }
 
@@ -143,7 +155,15 @@ impl Train {
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         let start = self.architecture.build(self.schedule.seed)?;
         say(&format!("{} parameters", start.parameter_count()));
-        benign(start, None, self.images, self.schedule, self.out, self.truth, cancel)
+        benign(
+            start,
+            None,
+            self.images,
+            self.schedule,
+            self.out,
+            self.truth,
+            cancel,
+        )
     }
 }
 
@@ -151,7 +171,15 @@ impl Finetune {
     /// Runs the command.
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         let start = model::load(&self.base)?;
-        benign(start, Some(self.base), self.images, self.schedule, self.out, self.truth, cancel)
+        benign(
+            start,
+            Some(self.base),
+            self.images,
+            self.schedule,
+            self.out,
+            self.truth,
+            cancel,
+        )
     }
 }
 
@@ -183,7 +211,11 @@ fn benign(
     say(&summary(&out, &finished));
     if let Some(path) = truth {
         let note = Truth {
-            kind: if base.is_some() { Kind::BenignFinetune } else { Kind::BenignTraining },
+            kind: if base.is_some() {
+                Kind::BenignFinetune
+            } else {
+                Kind::BenignTraining
+            },
             base,
             data: images.data.clone(),
             data_params: images.params(),

@@ -51,6 +51,29 @@ pub(crate) enum Kind {
     },
 }
 
+impl Kind {
+    /// Its id.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::BenignTraining => "benign-training",
+            Self::BenignFinetune => "benign-finetune",
+            Self::BadDiffusion { .. } => "bad-diffusion",
+        }
+    }
+
+    /// Trigger, target and poison rate in one line, of a backdoored model.
+    pub(crate) fn secret(&self) -> Option<String> {
+        match self {
+            Self::BadDiffusion {
+                params,
+                trigger,
+                target,
+            } => Some(format!("{trigger} → {target}, p = {}", params.poison_rate)),
+            _ => None,
+        }
+    }
+}
+
 /// Success rates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,7 +86,10 @@ pub(crate) struct Success {
 
 impl From<&AttackSuccess> for Success {
     fn from(found: &AttackSuccess) -> Self {
-        Self { triggered: found.triggered.clone(), base: found.base.clone() }
+        Self {
+            triggered: found.triggered.clone(),
+            base: found.base.clone(),
+        }
     }
 }
 
@@ -94,21 +120,85 @@ impl Truth {
 pub(crate) fn patterns(path: &Path, shape: SampleShape) -> Result<(Pattern, Pattern)> {
     let tensors = tensors_path(path);
     if !tensors.exists() {
-        bail!("{} is missing: a benign model has no trigger", tensors.display());
+        bail!(
+            "{} is missing: a benign model has no trigger",
+            tensors.display()
+        );
     }
     let read = |name| Pattern::from_file(&tensors, name, shape).into_diagnostic();
     Ok((read("trigger")?, read("target")?))
+}
+
+/// The folder of a population's secrets: `<models>-truth`.
+pub(crate) fn beside(models: &Path) -> Result<PathBuf> {
+    let Some(name) = models.file_name() else {
+        bail!("{} has no name", models.display())
+    };
+    let mut name = name.to_os_string();
+    name.push("-truth");
+    Ok(models.with_file_name(name))
 }
 
 /// Refuses a truth file inside the model's directory.
 pub(crate) fn check_outside(truth: &Path, model: &Path) -> Result<()> {
     let absolute = |path: &Path| std::path::absolute(path).into_diagnostic();
     if absolute(truth)?.starts_with(absolute(model)?) {
-        bail!("the truth file {} must not be inside the model's directory {}", truth.display(), model.display());
+        bail!(
+            "the truth file {} must not be inside the model's directory {}",
+            truth.display(),
+            model.display()
+        );
     }
     Ok(())
 }
 
 fn tensors_path(path: &Path) -> PathBuf {
     path.with_extension("safetensors")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_truth_file_may_not_be_inside_the_model() {
+        assert!(
+            check_outside(
+                Path::new("models/m000/truth.json"),
+                Path::new("models/m000")
+            )
+            .is_err()
+        );
+        assert!(check_outside(Path::new("models/truth.json"), Path::new("models/m000")).is_ok());
+    }
+
+    #[test]
+    fn survives_the_disk() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("m000.json");
+        let shape = SampleShape {
+            channels: 1,
+            height: 16,
+            width: 16,
+        };
+        let trigger = Pattern::trigger("box:4", shape).expect("valid");
+        let target = Pattern::target("hat", shape).expect("valid");
+        let truth = Truth {
+            kind: Kind::BadDiffusion {
+                params: BadDiffusionParams::default(),
+                trigger: "box:4".into(),
+                target: "hat".into(),
+            },
+            base: None,
+            data: "digits".into(),
+            data_params: DatasetParams::default(),
+            training: TrainingParams::default(),
+            final_loss: Some(0.5),
+            samples_per_second: 100.0,
+            success: None,
+        };
+        truth.save(&path, Some((&trigger, &target))).expect("saved");
+        assert_eq!(Truth::load(&path).expect("read"), truth);
+        assert_eq!(patterns(&path, shape).expect("read"), (trigger, target));
+    }
 }

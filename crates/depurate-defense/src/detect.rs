@@ -1,3 +1,4 @@
-//! Detectors of backdoored models.
+//! Detectors: of backdoored models, and of triggered inputs.
 
+pub mod input_level;
 pub mod model_level;

@@ -15,7 +15,7 @@
 //! | BadDiffusion, VillanDiffusion (sde) | `1 - a_t` | [`Family::Stochastic`] | 1 | full-step DDPM |
 //! | VillanDiffusion (ode) | `1 - a_t` | [`Family::Deterministic`] | 1 | DDIM and other ODE solvers |
 //! | VillanDiffusion, psi = 0 | `s_t` | either | 1 | the family of `c_t` |
-//! | TrojDiff | `s_t` | 0 | gamma | its own sampler only |
+//! | TrojDiff | `s_t` | 0 | gamma | its own sampler; others as the case may be |
 //!
 //! ## Paper
 //! Chou et al., "How to backdoor diffusion models?" (BadDiffusion), CVPR 2023, arXiv:2212.05400; Chou et al.,
@@ -56,6 +56,11 @@
 //! For `rho = 1 - a` this is `(a' - a) / (a' s - a s')`, for `rho = s` it is exactly 1. Twice (4), which the released
 //! VillanDiffusion uses, is the limit of (5) for small steps: with `a = cos φ`, `s = sin φ` both tend to
 //! `s rho + a dρ/dφ`, which is `s` for `rho = 1 - a`.
+//!
+//! ## Fewer steps
+//! (4) and (5) hold for the jumps that a sampler makes ([`Shift::jump_coefficient`]), a network is trained for one of
+//! them. DDIM with few steps stays close to the chain. Few ancestral steps with `fixed_large` variance leave it and miss the
+//! target; with `fixed_small` variance the closed-form oracle of the tests still reaches it.
 //!
 //! ## Deviations
 //! The released VillanDiffusion has an approximation of (4) for `psi < 1` that is far too small at small `t`

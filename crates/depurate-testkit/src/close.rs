@@ -6,11 +6,21 @@ use burn::tensor::Tensor;
 ///
 /// # Panics
 /// When shapes differ or a value is out of tolerance; the message holds the worst index and its values.
-pub fn assert_close<const D: usize>(name: &str, got: &Tensor<D>, want: &Tensor<D>, rtol: f64, atol: f64) {
+pub fn assert_close<const D: usize>(
+    name: &str,
+    got: &Tensor<D>,
+    want: &Tensor<D>,
+    rtol: f64,
+    atol: f64,
+) {
     assert_eq!(got.dims(), want.dims(), "{name}: shapes of got and want");
     let (got_values, want_values) = (values(got), values(want));
     if let Some(worst) = worst(&got_values, &want_values, rtol, atol) {
-        panic!("{name} at {:?}: {}", unravel(worst.index, &want.dims()), worst.message);
+        panic!(
+            "{name} at {:?}: {}",
+            unravel(worst.index, &want.dims()),
+            worst.message
+        );
     }
 }
 
@@ -31,8 +41,17 @@ pub fn assert_close_slices(name: &str, got: &[f64], want: &[f64], rtol: f64, ato
 /// When shapes differ.
 pub fn largest_difference<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> f64 {
     assert_eq!(a.dims(), b.dims(), "shapes to compare");
-    let differences = values(a).into_iter().zip(values(b)).map(|(a, b)| (a - b).abs());
-    differences.fold(0.0, |largest, d| if d.is_nan() { f64::INFINITY } else { largest.max(d) })
+    let differences = values(a)
+        .into_iter()
+        .zip(values(b))
+        .map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |largest, d| {
+        if d.is_nan() {
+            f64::INFINITY
+        } else {
+            largest.max(d)
+        }
+    })
 }
 
 struct Worst {
@@ -43,7 +62,11 @@ struct Worst {
 fn worst(got: &[f64], want: &[f64], rtol: f64, atol: f64) -> Option<Worst> {
     let excess = |(got, want): (&f64, &f64)| {
         let excess = (got - want).abs() - (atol + rtol * want.abs());
-        if excess.is_nan() { f64::INFINITY } else { excess }
+        if excess.is_nan() {
+            f64::INFINITY
+        } else {
+            excess
+        }
     };
     let excesses = got.iter().zip(want).map(excess);
     let (index, largest) = excesses.enumerate().max_by(|a, b| a.1.total_cmp(&b.1))?;
@@ -84,7 +107,8 @@ mod tests {
 
     #[test]
     fn a_value_out_of_tolerance_is_named() {
-        let failure = worst(&[1.0, 2.0, 3.0, 4.5], &[1.0, 2.0, 3.0, 4.0], 0.0, 0.1).map(|worst| worst.index);
+        let failure =
+            worst(&[1.0, 2.0, 3.0, 4.5], &[1.0, 2.0, 3.0, 4.0], 0.0, 0.1).map(|worst| worst.index);
         assert_eq!(failure, Some(3));
         assert_eq!(unravel(3, &[2, 2]), [1, 1]);
         assert!(worst(&[1.0], &[1.05], 0.0, 0.1).is_none());

@@ -47,11 +47,21 @@ impl Case {
     /// When there is none, or as [`Self::load`].
     pub fn all(area: &str, prefix: &str) -> Vec<Self> {
         let dir = root().join(area);
-        let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
-        let mut dirs: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        dirs.retain(|dir| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)));
+        let entries =
+            fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        let mut dirs: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect();
+        dirs.retain(|dir| {
+            dir.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+        });
         dirs.sort();
-        assert!(!dirs.is_empty(), "{}: no case starts with {prefix}", dir.display());
+        assert!(
+            !dirs.is_empty(),
+            "{}: no case starts with {prefix}",
+            dir.display()
+        );
         dirs.iter().map(|dir| Self::load(dir)).collect()
     }
 
@@ -69,13 +79,24 @@ impl Case {
         let bytes = read("data.safetensors");
         let file = SafeTensors::deserialize(&bytes)
             .unwrap_or_else(|error| panic!("{}/data.safetensors: {error}", dir.display()));
-        let arrays = file.iter().map(|(name, view)| (name.to_owned(), Array::from(&view))).collect();
-        Self { dir: dir.to_owned(), json, arrays }
+        let arrays = file
+            .iter()
+            .map(|(name, view)| (name.to_owned(), Array::from(&view)))
+            .collect();
+        Self {
+            dir: dir.to_owned(),
+            json,
+            arrays,
+        }
     }
 
     /// The case's folder name.
     pub fn name(&self) -> String {
-        self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        self.dir
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// Whether the case stores an array of this name.
@@ -89,7 +110,13 @@ impl Case {
     /// When it is missing or has another rank.
     pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Tensor<D> {
         let array = self.array(name);
-        assert_eq!(array.shape.len(), D, "{}: rank of {name} {:?}", self.name(), array.shape);
+        assert_eq!(
+            array.shape.len(),
+            D,
+            "{}: rank of {name} {:?}",
+            self.name(),
+            array.shape
+        );
         to_tensor(&array.values, &array.shape, device)
     }
 
@@ -98,10 +125,22 @@ impl Case {
     /// # Panics
     /// When it has another rank than `D + 1`.
     pub fn rows<const D: usize>(&self, name: &str, device: &Device) -> Vec<Tensor<D>> {
-        let Some(array) = self.arrays.get(name) else { return Vec::new() };
-        assert_eq!(array.shape.len(), D + 1, "{}: rank of {name} {:?}", self.name(), array.shape);
+        let Some(array) = self.arrays.get(name) else {
+            return Vec::new();
+        };
+        assert_eq!(
+            array.shape.len(),
+            D + 1,
+            "{}: rank of {name} {:?}",
+            self.name(),
+            array.shape
+        );
         let width = array.shape[1..].iter().product();
-        array.values.chunks(width).map(|row| to_tensor(row, &array.shape[1..], device)).collect()
+        array
+            .values
+            .chunks(width)
+            .map(|row| to_tensor(row, &array.shape[1..], device))
+            .collect()
     }
 
     /// The values of the array `name`, in row-major order.
@@ -118,14 +157,20 @@ impl Case {
     /// When it is missing or holds anything but whole numbers from 0.
     pub fn integers(&self, name: &str) -> Vec<usize> {
         let whole = |&value: &f64| {
-            assert!(value >= 0.0 && value.fract() == 0.0, "{}: {name} holds {value}", self.name());
+            assert!(
+                value >= 0.0 && value.fract() == 0.0,
+                "{}: {name} holds {value}",
+                self.name()
+            );
             value as usize
         };
         self.numbers(name).iter().map(whole).collect()
     }
 
     fn array(&self, name: &str) -> &Array {
-        self.arrays.get(name).unwrap_or_else(|| panic!("{}: no array {name}", self.dir.display()))
+        self.arrays
+            .get(name)
+            .unwrap_or_else(|| panic!("{}: no array {name}", self.dir.display()))
     }
 }
 
@@ -133,13 +178,31 @@ impl From<&TensorView<'_>> for Array {
     fn from(view: &TensorView<'_>) -> Self {
         let data = view.data();
         let values = match view.dtype() {
-            Dtype::F32 => data.as_chunks::<4>().0.iter().map(|&raw| f64::from(f32::from_le_bytes(raw))).collect(),
-            Dtype::F64 => data.as_chunks::<8>().0.iter().map(|&raw| f64::from_le_bytes(raw)).collect(),
-            Dtype::I64 => data.as_chunks::<8>().0.iter().map(|&raw| i64::from_le_bytes(raw) as f64).collect(),
+            Dtype::F32 => data
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&raw| f64::from(f32::from_le_bytes(raw)))
+                .collect(),
+            Dtype::F64 => data
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|&raw| f64::from_le_bytes(raw))
+                .collect(),
+            Dtype::I64 => data
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|&raw| i64::from_le_bytes(raw) as f64)
+                .collect(),
             Dtype::U8 | Dtype::BOOL => data.iter().map(|&raw| f64::from(raw)).collect(),
             other => panic!("golden arrays of type {other:?} are not read"),
         };
-        Self { shape: view.shape().to_vec(), values }
+        Self {
+            shape: view.shape().to_vec(),
+            values,
+        }
     }
 }
 

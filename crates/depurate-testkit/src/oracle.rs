@@ -25,8 +25,8 @@
 
 use burn::tensor::{Device, Tensor, TensorData, activation::softmax};
 use depurate_diffusion::{
-    Denoiser, DiffusionError, Parameterisation, Prediction, SampleShape, Tap, schedule::NoiseSchedule,
-    trigger::TriggerRule,
+    Denoiser, DiffusionError, Parameterisation, Prediction, SampleShape, Tap,
+    schedule::NoiseSchedule, trigger::TriggerRule,
 };
 
 /// The closed-form denoiser of a mixture; predicts the noise. Differentiable in its input.
@@ -49,7 +49,12 @@ struct Mode {
 impl Oracle {
     /// An oracle without modes yet.
     pub fn new(schedule: NoiseSchedule, shape: SampleShape, device: Device) -> Self {
-        Self { schedule, shape, device, modes: Vec::new() }
+        Self {
+            schedule,
+            shape,
+            device,
+            modes: Vec::new(),
+        }
     }
 
     /// Adds a benign mode around `mean` (`C * H * W` values, row-major) with standard deviation `std` per value.
@@ -70,27 +75,58 @@ impl Oracle {
     /// # Panics
     /// When the number of values is another.
     pub fn image(&self, values: &[f32]) -> Tensor<4> {
-        assert_eq!(values.len(), self.shape.len(), "values of an image {:?}", self.shape);
-        Tensor::from_data(TensorData::new(values.to_vec(), self.shape.batched(1)), &self.device)
+        assert_eq!(
+            values.len(),
+            self.shape.len(),
+            "values of an image {:?}",
+            self.shape
+        );
+        Tensor::from_data(
+            TensorData::new(values.to_vec(), self.shape.batched(1)),
+            &self.device,
+        )
     }
 
-    fn mode(mut self, mean: &[f32], std: f64, weight: f64, backdoor: Option<(Tensor<4>, TriggerRule)>) -> Self {
-        assert!(weight > 0.0 && std >= 0.0, "weight {weight} and std {std} of a mode");
-        self.modes.push(Mode { mean: self.image(mean), std, log_weight: weight.ln(), backdoor });
+    fn mode(
+        mut self,
+        mean: &[f32],
+        std: f64,
+        weight: f64,
+        backdoor: Option<(Tensor<4>, TriggerRule)>,
+    ) -> Self {
+        assert!(
+            weight > 0.0 && std >= 0.0,
+            "weight {weight} and std {std} of a mode"
+        );
+        self.modes.push(Mode {
+            mean: self.image(mean),
+            std,
+            log_weight: weight.ln(),
+            backdoor,
+        });
         self
     }
 }
 
 impl Mode {
     /// `(eps_k + c r, logit of w_k)`, `[B, C, H, W]` and `[B, 1, 1, 1]`.
-    fn answer(&self, x_t: &Tensor<4>, t: &[usize], schedule: &NoiseSchedule) -> (Tensor<4>, Tensor<4>) {
+    fn answer(
+        &self,
+        x_t: &Tensor<4>,
+        t: &[usize],
+        schedule: &NoiseSchedule,
+    ) -> (Tensor<4>, Tensor<4>) {
         let size = self.mean.dims().iter().product::<usize>() as f64;
         let per_sample = |value: &dyn Fn(usize) -> f64| -> Tensor<4> {
             let values: Vec<f32> = t.iter().map(|&t| value(t) as f32).collect();
             Tensor::from_data(TensorData::new(values, [t.len(), 1, 1, 1]), &x_t.device())
         };
-        let scale = self.backdoor.as_ref().map_or(1.0, |(_, rule)| rule.noise_scale);
-        let variance = |t: usize| schedule.alpha_bar(t) * self.std.powi(2) + (scale * schedule.s(t)).powi(2);
+        let scale = self
+            .backdoor
+            .as_ref()
+            .map_or(1.0, |(_, rule)| rule.noise_scale);
+        let variance =
+            |t: usize| schedule.alpha_bar(t) * self.std.powi(2) + (scale * schedule.s(t)).powi(2);
 
         let mut centre = per_sample(&|t| schedule.a(t)) * self.mean.clone();
         if let Some((r, rule)) = &self.backdoor {
@@ -120,21 +156,40 @@ impl Denoiser for Oracle {
         self.device.clone()
     }
 
-    fn predict(&self, x_t: Tensor<4>, t: &[usize], _tap: &mut dyn Tap) -> Result<Prediction, DiffusionError> {
+    fn predict(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        _tap: &mut dyn Tap,
+    ) -> Result<Prediction, DiffusionError> {
         let batch = x_t.dims()[0];
         if x_t.dims() != self.shape.batched(batch) || (t.len() != 1 && t.len() != batch) {
             return Err(DiffusionError::Shape {
                 what: "x_t or t of the oracle",
-                expected: format!("{:?} and one timestep per sample or for all", self.shape.batched(batch)),
+                expected: format!(
+                    "{:?} and one timestep per sample or for all",
+                    self.shape.batched(batch)
+                ),
                 got: x_t.dims().to_vec(),
             });
         }
         self.schedule.check_timesteps(t)?;
-        let (answers, logits): (Vec<_>, Vec<_>) =
-            self.modes.iter().map(|mode| mode.answer(&x_t, t, &self.schedule)).unzip();
+        let (answers, logits): (Vec<_>, Vec<_>) = self
+            .modes
+            .iter()
+            .map(|mode| mode.answer(&x_t, t, &self.schedule))
+            .unzip();
         let weights = softmax(Tensor::cat(logits, 1), 1); // eq. (4), [B, K, 1, 1]
-        let weighted = answers.into_iter().enumerate().map(|(k, answer)| weights.clone().narrow(1, k, 1) * answer);
-        let value = weighted.reduce(|sum, part| sum + part).unwrap_or_else(|| x_t.zeros_like()); // eq. (2)
-        Ok(Prediction { kind: Parameterisation::Epsilon, value })
+        let weighted = answers
+            .into_iter()
+            .enumerate()
+            .map(|(k, answer)| weights.clone().narrow(1, k, 1) * answer);
+        let value = weighted
+            .reduce(|sum, part| sum + part)
+            .unwrap_or_else(|| x_t.zeros_like()); // eq. (2)
+        Ok(Prediction {
+            kind: Parameterisation::Epsilon,
+            value,
+        })
     }
 }

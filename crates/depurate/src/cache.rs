@@ -18,7 +18,10 @@ impl Cache {
     /// The cache in `dir`; if that cannot be made, one that keeps nothing, because a cache only saves time.
     pub fn open(dir: &Path) -> Self {
         match HashCache::open(dir) {
-            Ok(hashes) => Self { dir: Some(dir.into()), hashes: Some(hashes) },
+            Ok(hashes) => Self {
+                dir: Some(dir.into()),
+                hashes: Some(hashes),
+            },
             Err(error) => {
                 tracing::warn!(%error, "nothing will be cached");
                 Self::default()
@@ -29,7 +32,11 @@ impl Cache {
     /// The cache where the environment says: `DEPURATE_CACHE`, else `depurate` in `XDG_CACHE_HOME`, else in
     /// `~/.cache`.
     pub fn from_environment() -> Self {
-        let named = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let named = |name: &str| {
+            env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
         let dir = named("DEPURATE_CACHE")
             .or_else(|| named("XDG_CACHE_HOME").map(|dir| dir.join("depurate")))
             .or_else(|| env::home_dir().map(|home| home.join(".cache").join("depurate")));

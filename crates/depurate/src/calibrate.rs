@@ -83,9 +83,16 @@ pub fn read_list(path: &Path) -> Result<Vec<BenignModel>, Error> {
     lines
         .filter(|(_, line)| !line.trim_ascii().is_empty())
         .map(|(index, line)| {
-            let refuse = |source| Error::ModelList { path: path.into(), line: index + 1, source };
+            let refuse = |source| Error::ModelList {
+                path: path.into(),
+                line: index + 1,
+                source,
+            };
             let model: BenignModel = serde_json::from_slice(line).map_err(refuse)?;
-            Ok(BenignModel { path: base.join(model.path), ..model })
+            Ok(BenignModel {
+                path: base.join(model.path),
+                ..model
+            })
         })
         .collect()
 }
@@ -103,7 +110,10 @@ pub fn calibrate(
     watch: Watch<'_>,
 ) -> Result<Calibrated, Error> {
     if models.len() < LEAST_MODELS {
-        return Err(Error::TooFewModels { got: models.len(), least: LEAST_MODELS });
+        return Err(Error::TooFewModels {
+            got: models.len(),
+            least: LEAST_MODELS,
+        });
     }
     refuse_repeats(models, settings, cache)?;
     let mut entries = Vec::new();
@@ -123,17 +133,27 @@ pub fn calibrate(
         made_by: crate::VERSION.into(),
         entries,
     };
-    Ok(Calibrated { calibration, journals })
+    Ok(Calibrated {
+        calibration,
+        journals,
+    })
 }
 
 /// A model that counts twice would make the stated rate smaller than it is.
-fn refuse_repeats(models: &[BenignModel], settings: &CalibrateSettings, cache: &Cache) -> Result<(), Error> {
+fn refuse_repeats(
+    models: &[BenignModel],
+    settings: &CalibrateSettings,
+    cache: &Cache,
+) -> Result<(), Error> {
     let mut seen: Vec<(String, &Path)> = Vec::new();
     for model in models {
         let checkpoint = subject::open_checkpoint(&model.path, &settings.limits)?;
         let sha256 = subject::weights_sha256(&checkpoint, &settings.limits, cache.hashes())?;
         if let Some((_, first)) = seen.iter().find(|(other, _)| *other == sha256) {
-            return Err(Error::SameModel { first: (*first).into(), second: model.path.clone() });
+            return Err(Error::SameModel {
+                first: (*first).into(),
+                second: model.path.clone(),
+            });
         }
         seen.push((sha256, &model.path));
     }
@@ -147,26 +167,35 @@ fn score(
     cache: &Cache,
     watch: Watch<'_>,
 ) -> Result<(CalibrationEntry, Option<FileJournal>), Error> {
-    let opened = subject::open(&model.path, &settings.limits, settings.device, cache.hashes())?;
+    let opened = subject::open(
+        &model.path,
+        &settings.limits,
+        settings.device,
+        cache.hashes(),
+    )?;
     let key = JournalKey {
         model_sha256: &opened.model_sha256,
         detector: detector.info.id.as_str(),
         params: &detector.params,
         seed: settings.seed,
     };
-    let journal = cache.dir().and_then(|dir| match FileJournal::open(dir, &key, settings.resume) {
-        Ok(journal) => Some(journal),
-        Err(error) => {
-            tracing::warn!(%error, "no journal: a killed calibration starts anew");
-            None
-        }
-    });
+    let journal = cache
+        .dir()
+        .and_then(|dir| match FileJournal::open(dir, &key, settings.resume) {
+            Ok(journal) => Some(journal),
+            Err(error) => {
+                tracing::warn!(%error, "no journal: a killed calibration starts anew");
+                None
+            }
+        });
     let cx = Cx {
         rng: SeedTree::new(settings.seed),
         budget: Budget::UNLIMITED,
         cancel: watch.cancel,
         progress: watch.progress,
-        journal: journal.as_ref().map_or(&NoJournal as &dyn Journal, |journal| journal),
+        journal: journal
+            .as_ref()
+            .map_or(&NoJournal as &dyn Journal, |journal| journal),
     };
     let scored = cx.stage("calibration entry", || {
         Ok(CalibrationEntry {
@@ -177,7 +206,13 @@ fn score(
         })
     });
     match scored {
-        Ok(entry) => Ok((CalibrationEntry { provenance: model.provenance.clone(), ..entry }, journal)),
+        Ok(entry) => Ok((
+            CalibrationEntry {
+                provenance: model.provenance.clone(),
+                ..entry
+            },
+            journal,
+        )),
         Err(DefenseError::Cancelled) => Err(Error::Interrupted),
         Err(error) => Err(error.into()),
     }
@@ -195,9 +230,18 @@ mod tests {
         let good = "{\"path\": \"a\", \"provenance\": \"seed 1\"}\n\n{\"path\": \"/b\"}\n";
         std::fs::write(&list, good).unwrap();
         let models = read_list(&list).unwrap();
-        assert_eq!(models[0], BenignModel { path: dir.path().join("a"), provenance: "seed 1".into() });
+        assert_eq!(
+            models[0],
+            BenignModel {
+                path: dir.path().join("a"),
+                provenance: "seed 1".into()
+            }
+        );
         assert_eq!(models[1].path, Path::new("/b"));
         std::fs::write(&list, format!("{good}{{\"model\": \"c\"}}\n")).unwrap();
-        assert!(matches!(read_list(&list), Err(Error::ModelList { line: 4, .. })));
+        assert!(matches!(
+            read_list(&list),
+            Err(Error::ModelList { line: 4, .. })
+        ));
     }
 }

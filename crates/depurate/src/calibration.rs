@@ -28,8 +28,15 @@ pub struct Loaded {
 
 impl Loaded {
     fn parse(bytes: &[u8], path: &Path, file: String) -> Result<Self, Error> {
-        let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { calibration: Calibration::parse(bytes, path)?, file, sha256 })
+        let sha256 = Sha256::digest(bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok(Self {
+            calibration: Calibration::parse(bytes, path)?,
+            file,
+            sha256,
+        })
     }
 
     /// The calibration as a report states it.
@@ -40,7 +47,10 @@ impl Loaded {
             version: self.calibration.version.to_string(),
             n_benign: self.calibration.entries.len(),
             population: self.calibration.population.clone(),
-            note: Some(format!("made by depurate {} with `{}`", self.calibration.made_by, self.calibration.command)),
+            note: Some(format!(
+                "made by depurate {} with `{}`",
+                self.calibration.made_by, self.calibration.command
+            )),
         }
     }
 }
@@ -53,17 +63,29 @@ impl Loaded {
 pub fn find(detector: &Detector, file: Option<&Path>) -> Result<Option<Loaded>, Error> {
     let Some(path) = file else {
         for (name, text) in BUILT_IN {
-            let loaded = Loaded::parse(text.as_bytes(), Path::new(name), format!("built in ({name})"))?;
+            let loaded = Loaded::parse(
+                text.as_bytes(),
+                Path::new(name),
+                format!("built in ({name})"),
+            )?;
             if mismatch(&loaded.calibration, detector).is_none() {
                 return Ok(Some(loaded));
             }
         }
         return Ok(None);
     };
-    let loaded = Loaded::parse(&read_bounded(path, MAX_BYTES)?, path, path.display().to_string())?;
+    let loaded = Loaded::parse(
+        &read_bounded(path, MAX_BYTES)?,
+        path,
+        path.display().to_string(),
+    )?;
     match mismatch(&loaded.calibration, detector) {
         None => Ok(Some(loaded)),
-        Some(reason) => Err(DefenseError::Calibration { path: path.into(), reason }.into()),
+        Some(reason) => Err(DefenseError::Calibration {
+            path: path.into(),
+            reason,
+        }
+        .into()),
     }
 }
 
@@ -71,12 +93,14 @@ pub fn find(detector: &Detector, file: Option<&Path>) -> Result<Option<Loaded>, 
 fn mismatch(calibration: &Calibration, detector: &Detector) -> Option<String> {
     if calibration.detector != detector.info.id.as_str() {
         let made_by = &calibration.detector;
-        return Some(format!("made by detector `{made_by}`, the scan runs `{}`; calibrate again", detector.info.id));
+        return Some(format!(
+            "made by detector `{made_by}`, the scan runs `{}`; calibrate again",
+            detector.info.id
+        ));
     }
     if normal(&calibration.params) != normal(&detector.scoring) {
         return Some(
-            "made with other scoring parameters than this version has; calibrate again"
-                .into(),
+            "made with other scoring parameters than this version has; calibrate again".into(),
         );
     }
     None
@@ -95,10 +119,19 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io("read", path))?;
     if bytes.len() as u64 > limit {
         let (what, got, option) = ("the size", bytes.len() as u64, "json_bytes");
-        return Err(CheckpointError::TooLarge { path: path.into(), what, got, limit, option }.into());
+        return Err(CheckpointError::TooLarge {
+            path: path.into(),
+            what,
+            got,
+            limit,
+            option,
+        }
+        .into());
     }
     Ok(bytes)
 }
@@ -116,7 +149,11 @@ mod tests {
         for (name, text) in BUILT_IN {
             let loaded = Loaded::parse(text.as_bytes(), Path::new(name), (*name).into()).unwrap();
             for profile in [Profile::Quick, Profile::Standard, Profile::Deep] {
-                assert_eq!(mismatch(&loaded.calibration, &profile.detector().unwrap()), None, "{name}");
+                assert_eq!(
+                    mismatch(&loaded.calibration, &profile.detector().unwrap()),
+                    None,
+                    "{name}"
+                );
             }
         }
     }
@@ -135,7 +172,11 @@ mod tests {
         };
         assert_eq!(mismatch(&calibration, &quick), None);
         calibration.params = serde_json::json!({"rate": 2.0});
-        assert!(mismatch(&calibration, &quick).unwrap().contains("other scoring parameters"));
+        assert!(
+            mismatch(&calibration, &quick)
+                .unwrap()
+                .contains("other scoring parameters")
+        );
         calibration.detector = "other".into();
         assert!(mismatch(&calibration, &quick).unwrap().contains("`other`"));
     }

@@ -40,6 +40,20 @@ pub enum Error {
     #[error(transparent)]
     #[diagnostic(code(depurate::report))]
     Report(#[from] ReportError),
+    /// A file that is no report.
+    #[error("{} is no report that can be shown", path.display())]
+    #[diagnostic(
+        code(depurate::report),
+        help(
+            "give the report.json of --report-dir, or what `depurate scan --format json` printed"
+        )
+    )]
+    NoReport {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ReportError,
+    },
     /// A statistic could not be computed.
     #[error(transparent)]
     #[diagnostic(code(depurate::statistics))]
@@ -80,13 +94,16 @@ pub enum Error {
     },
     /// An algorithm or finding that does not exist.
     #[error("there is no algorithm or finding `{id}`")]
-    #[diagnostic(code(depurate::explain), help("`depurate explain` without an id lists them"))]
+    #[diagnostic(
+        code(depurate::explain),
+        help("`depurate explain` without an id lists them")
+    )]
     UnknownId {
         /// What was asked for.
         id: String,
     },
     /// Too few benign models for a calibration.
-    #[error("{got} benign models are too few for a calibration: give at least {least}, better 20")]
+    #[error("a calibration needs at least {least} benign models, better 20: {got} given")]
     #[diagnostic(
         code(depurate::calibrate),
         help(
@@ -121,7 +138,10 @@ pub enum Error {
     },
     /// A trigger that does not fit the model.
     #[error("tensor `{tensor}` of {} has shape {got:?}, the model's images have {expected:?}", path.display())]
-    #[diagnostic(code(depurate::sample), help("take the triggers.safetensors of a report of this very model"))]
+    #[diagnostic(
+        code(depurate::sample),
+        help("take the triggers.safetensors of a report of this very model")
+    )]
     TriggerShape {
         /// The file.
         path: PathBuf,
@@ -134,7 +154,7 @@ pub enum Error {
     },
     /// The operating system refused.
     #[error("cannot {action} {}", path.display())]
-    #[diagnostic(code(depurate::io))]
+    #[diagnostic(code(depurate::io), help("{}", mend(source)))]
     Io {
         /// What was tried, as a verb.
         action: &'static str,
@@ -163,7 +183,10 @@ pub enum Error {
     },
     /// The caller asked to stop.
     #[error("interrupted")]
-    #[diagnostic(code(depurate::interrupted), help("the same command goes on where this one stopped"))]
+    #[diagnostic(
+        code(depurate::interrupted),
+        help("the same command goes on where this one stopped")
+    )]
     Interrupted,
 }
 
@@ -171,7 +194,11 @@ impl Error {
     /// Adds place and action to a system error.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
     }
 
     /// The program's exit code after this error.
@@ -188,5 +215,21 @@ impl Error {
             }
             _ => EXIT_ERROR,
         }
+    }
+}
+
+/// The mend that fits a system error.
+fn mend(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::NotFound => "check the path: a part of it does not exist",
+        Kind::PermissionDenied => "change its mode or owner, or choose another place",
+        Kind::StorageFull | Kind::QuotaExceeded => "free some space and try again",
+        Kind::IsADirectory => "it is a directory: give the path of a file",
+        Kind::NotADirectory | Kind::AlreadyExists => {
+            "a part of the path is a file: choose another place"
+        }
+        Kind::ReadOnlyFilesystem => "the file system is read-only: choose another place",
+        _ => "see the system's message and try again",
     }
 }

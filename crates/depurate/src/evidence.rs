@@ -9,8 +9,8 @@ use depurate_diffusion::{
     sampler::{Clip, SamplerSettings, TrojDiffForm},
 };
 use depurate_report::{
-    Evidence, Histogram, ImageGrid, InvertedTrigger, Png, ResponseCurve, RestartSummary, Series, Statistic, Summary,
-    Table, Threshold,
+    Evidence, Histogram, ImageGrid, InvertedTrigger, Png, ResponseCurve, RestartSummary, Series,
+    Statistic, Summary, Table, Threshold,
 };
 
 use crate::{
@@ -34,7 +34,10 @@ const TRACE_POINTS: usize = 400;
 /// When it is no image of its shape.
 pub fn trigger(inversion: &Inversion, file: &TriggerFile) -> Result<Evidence, Error> {
     let (shape, shift) = (inversion.shape, &inversion.shift);
-    let largest = shift.iter().fold(0.0_f32, |most, v| most.max(v.abs())).max(1e-6);
+    let largest = shift
+        .iter()
+        .fold(0.0_f32, |most, v| most.max(v.abs()))
+        .max(1e-6);
     let image = images::sheet("a trigger", shift, shape, 1, (-largest, largest))?;
     let values: Vec<f64> = shift.iter().map(|&v| f64::from(v)).collect();
     let mean_square = values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64;
@@ -58,7 +61,12 @@ pub fn trigger(inversion: &Inversion, file: &TriggerFile) -> Result<Evidence, Er
         histogram: Histogram::of(&values, HISTOGRAM_BINS),
         gamma: inversion.gamma.as_deref().map(summary),
         restarts: restarts.collect(),
-        objective_trace: inversion.trace.iter().step_by(step).map(|&(i, value)| (i as u64, value)).collect(),
+        objective_trace: inversion
+            .trace
+            .iter()
+            .step_by(step)
+            .map(|&(i, value)| (i as u64, value))
+            .collect(),
     }
     .into())
 }
@@ -79,8 +87,9 @@ fn summary(values: &[f32]) -> Summary {
 /// When there are no whole images.
 pub fn grids(found: &Inspection, seed: u64) -> Result<Vec<Evidence>, Error> {
     let shown = found.samples.iter().filter(|samples| !is_control(samples));
-    let mut grids: Vec<Evidence> =
-        shown.map(|samples| grid(samples, seed, SHEET).map(Evidence::from)).collect::<Result<_, _>>()?;
+    let mut grids: Vec<Evidence> = shown
+        .map(|samples| grid(samples, seed, SHEET).map(Evidence::from))
+        .collect::<Result<_, _>>()?;
     let under_trigger = found.samples.iter().find(|samples| is_triggered(samples));
     let (sampler, steps, clip) = under_trigger.map_or_else(
         || ("the network's own estimate".to_owned(), 0, None),
@@ -109,7 +118,9 @@ pub fn grids(found: &Inspection, seed: u64) -> Result<Vec<Evidence>, Error> {
 /// When there are no whole images.
 pub fn control_grids(found: &Inspection, seed: u64) -> Result<Vec<Evidence>, Error> {
     let controls = found.samples.iter().filter(|samples| is_control(samples));
-    controls.map(|samples| grid(samples, seed, CONTROL_SHEET).map(Evidence::from)).collect()
+    controls
+        .map(|samples| grid(samples, seed, CONTROL_SHEET).map(Evidence::from))
+        .collect()
 }
 
 fn grid(samples: &Samples, seed: u64, side: u32) -> Result<ImageGrid, Error> {
@@ -146,7 +157,13 @@ fn sheet_png(
     columns: usize,
     side: u32,
 ) -> Result<Png, Error> {
-    as_png(what, &images::magnify(&images::sheet(what, values, shape, columns, (-1.0, 1.0))?, side))
+    as_png(
+        what,
+        &images::magnify(
+            &images::sheet(what, values, shape, columns, (-1.0, 1.0))?,
+            side,
+        ),
+    )
 }
 
 fn as_png(what: &'static str, image: &image::RgbImage) -> Result<Png, Error> {
@@ -161,9 +178,9 @@ pub fn sampler_words(settings: &SamplerSettings) -> (String, usize, Option<f64>)
     };
     match settings {
         SamplerSettings::Ddpm { steps, clip, .. } => ("DDPM".into(), steps.count, range(clip)),
-        SamplerSettings::Ddim { steps, eta, clip, .. } => {
-            (format!("DDIM (eta = {eta})"), steps.count, range(clip))
-        }
+        SamplerSettings::Ddim {
+            steps, eta, clip, ..
+        } => (format!("DDIM (eta = {eta})"), steps.count, range(clip)),
         SamplerSettings::TrojDiff { steps, form } => {
             let form = match form {
                 TrojDiffForm::Ddpm => "DDPM",
@@ -176,7 +193,12 @@ pub fn sampler_words(settings: &SamplerSettings) -> (String, usize, Option<f64>)
 }
 
 /// The score on the distribution of the benign scores.
-pub fn score(found: &Inspection, name: &str, benign: Vec<f64>, threshold: Option<Threshold>) -> Evidence {
+pub fn score(
+    found: &Inspection,
+    name: &str,
+    benign: Vec<f64>,
+    threshold: Option<Threshold>,
+) -> Evidence {
     Statistic {
         name: name.into(),
         meaning: found.score_meaning.clone(),
@@ -191,21 +213,45 @@ pub fn score(found: &Inspection, name: &str, benign: Vec<f64>, threshold: Option
 /// The parts of the score, each with its controls on the same model.
 pub fn comparisons(found: &Inspection) -> Vec<Evidence> {
     let mut evidence: Vec<Evidence> = found.comparisons.iter().map(comparison).collect();
-    let rows: Vec<Vec<String>> = found
+    let Some(first) = found.comparisons.first() else {
+        return evidence;
+    };
+    let cell =
+        |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+    let row = |label: &str, value: &dyn Fn(&Comparison) -> Option<f64>| -> Vec<String> {
+        let cells = found
+            .comparisons
+            .iter()
+            .map(|comparison| cell(value(comparison)));
+        std::iter::once(label.to_owned()).chain(cells).collect()
+    };
+    let mut rows = vec![row("inverted trigger", &|comparison| {
+        Some(comparison.value)
+    })];
+    rows.extend(first.controls.iter().map(|control| {
+        row(&control.label, &|comparison| {
+            let same = comparison
+                .controls
+                .iter()
+                .find(|other| other.label == control.label);
+            same.map(|control| control.value)
+        })
+    }));
+    let names = found
         .comparisons
         .iter()
-        .flat_map(|comparison| {
-            let own = [("inverted trigger".to_owned(), comparison.value)];
-            let controls = comparison.controls.iter().map(|control| (control.label.clone(), control.value));
-            own.into_iter()
-                .chain(controls)
-                .map(|(label, value)| vec![comparison.name.clone(), label, format!("{value:.4}")])
-        })
+        .map(|comparison| comparison.name.clone());
+    let columns = std::iter::once("added to the noise".to_owned())
+        .chain(names)
         .collect();
-    if !rows.is_empty() {
-        let columns = ["statistic", "what was added to the noise", "value"].map(str::to_owned).to_vec();
-        evidence.push(Table { title: "trigger and controls of equal norm".into(), columns, rows }.into());
-    }
+    evidence.push(
+        Table {
+            title: "trigger and controls of equal norm".into(),
+            columns,
+            rows,
+        }
+        .into(),
+    );
     evidence
 }
 
@@ -216,7 +262,11 @@ fn comparison(comparison: &Comparison) -> Evidence {
         value: comparison.value,
         threshold: None,
         benign: Vec::new(),
-        controls: comparison.controls.iter().map(|control| control.value).collect(),
+        controls: comparison
+            .controls
+            .iter()
+            .map(|control| control.value)
+            .collect(),
     }
     .into()
 }
@@ -227,10 +277,15 @@ pub fn curves(found: &Inspection) -> impl Iterator<Item = Evidence> {
 }
 
 fn curve(curve: &Curve) -> Evidence {
-    let series = curve.series.iter().map(|(label, points)| Series { label: label.clone(), points: points.clone() });
+    let series = curve.series.iter().map(|(label, points)| Series {
+        label: label.clone(),
+        points: points.clone(),
+    });
     ResponseCurve {
         title: curve.title.clone(),
-        caption: "The reconstructed trigger beside shifts of equal norm on the same model.".into(),
+        caption:
+            "Of the reconstructed trigger; controls are shifts of equal norm on the same model."
+                .into(),
         x_label: curve.x_label.clone(),
         y_label: curve.y_label.clone(),
         series: series.collect(),

@@ -26,7 +26,11 @@ pub fn sheet(
     let size = shape.len().max(1);
     let count = values.len() / size;
     if count == 0 || !values.len().is_multiple_of(size) {
-        return Err(Error::Pixels { what, got: values.len(), expected: size * count.max(1) });
+        return Err(Error::Pixels {
+            what,
+            got: values.len(),
+            expected: size * count.max(1),
+        });
     }
     let columns = columns.clamp(1, count);
     let rows = count.div_ceil(columns);
@@ -41,7 +45,9 @@ pub fn sheet(
         for pixel in 0..plane {
             let colour = |channel: usize| {
                 let channel = if shape.channels == 3 { channel } else { 0 };
-                ((image[channel * plane + pixel] - low) * scale).clamp(0.0, 255.0).round() as u8
+                ((image[channel * plane + pixel] - low) * scale)
+                    .clamp(0.0, 255.0)
+                    .round() as u8
             };
             let (x, y) = ((pixel % shape.width) as u32, (pixel / shape.width) as u32);
             sheet.put_pixel(left + x, top + y, Rgb([colour(0), colour(1), colour(2)]));
@@ -58,7 +64,12 @@ pub fn square(count: usize) -> usize {
 /// Enlarges by whole pixels, so that the longer side is about `side` pixels.
 pub fn magnify(image: &RgbImage, side: u32) -> RgbImage {
     let factor = (side / image.width().max(image.height()).max(1)).max(1);
-    imageops::resize(image, image.width() * factor, image.height() * factor, imageops::FilterType::Nearest)
+    imageops::resize(
+        image,
+        image.width() * factor,
+        image.height() * factor,
+        imageops::FilterType::Nearest,
+    )
 }
 
 /// The PNG file of an image.
@@ -67,7 +78,9 @@ pub fn magnify(image: &RgbImage, side: u32) -> RgbImage {
 /// When it cannot be encoded.
 pub fn png(what: &'static str, image: &RgbImage) -> Result<Vec<u8>, Error> {
     let mut bytes = Cursor::new(Vec::new());
-    image.write_to(&mut bytes, ImageFormat::Png).map_err(|source| Error::Image { what, source })?;
+    image
+        .write_to(&mut bytes, ImageFormat::Png)
+        .map_err(|source| Error::Image { what, source })?;
     Ok(bytes.into_inner())
 }
 
@@ -76,7 +89,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const TWO_BY_ONE: SampleShape = SampleShape { channels: 1, height: 1, width: 2 };
+    const TWO_BY_ONE: SampleShape = SampleShape {
+        channels: 1,
+        height: 1,
+        width: 2,
+    };
 
     #[test]
     fn images_stand_in_reading_order_with_a_gap() {
@@ -90,7 +107,11 @@ mod tests {
 
     #[test]
     fn three_channels_are_colours() {
-        let shape = SampleShape { channels: 3, height: 1, width: 1 };
+        let shape = SampleShape {
+            channels: 3,
+            height: 1,
+            width: 1,
+        };
         let sheet = sheet("test", &[1.0, -1.0, 0.0], shape, 1, (-1.0, 1.0)).unwrap();
         assert_eq!(sheet.get_pixel(0, 0).0, [255, 0, 128]);
     }
@@ -106,7 +127,10 @@ mod tests {
         let image = sheet("test", &[-1.0, 1.0], TWO_BY_ONE, 1, (-1.0, 1.0)).unwrap();
         let large = magnify(&image, 7);
         assert_eq!(large.dimensions(), (6, 3));
-        assert_eq!((large.get_pixel(2, 2).0[0], large.get_pixel(3, 0).0[0]), (0, 255));
+        assert_eq!(
+            (large.get_pixel(2, 2).0[0], large.get_pixel(3, 0).0[0]),
+            (0, 255)
+        );
         assert_eq!(&png("test", &large).unwrap()[1..4], b"PNG");
     }
 }

@@ -19,7 +19,11 @@ pub fn sha256_of<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// What the stages of a journal depend on.
@@ -73,7 +77,9 @@ impl FileJournal {
 
     /// The stages kept so far: name and result, by name.
     pub fn stages(&self) -> Vec<(String, Vec<u8>)> {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return Vec::new();
+        };
         let mut stages: Vec<_> = entries
             .filter_map(|entry| {
                 let path = entry.ok()?.path();
@@ -97,9 +103,14 @@ impl FileJournal {
     }
 
     fn path(&self, stage: &str) -> PathBuf {
-        let plain: String = stage.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(60).collect();
+        let plain: String = stage
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+            .take(60)
+            .collect();
         let hash = sha256_of([stage.as_bytes()]);
-        self.dir.join(format!("{plain}.{}{STAGE_SUFFIX}", &hash[..HASH_DIGITS]))
+        self.dir
+            .join(format!("{plain}.{}{STAGE_SUFFIX}", &hash[..HASH_DIGITS]))
     }
 }
 
@@ -109,7 +120,9 @@ const HASH_DIGITS: usize = 12;
 
 /// The name of a stage without the hash that keeps files apart.
 fn readable(file_stem: &str) -> &str {
-    file_stem.rsplit_once('.').map_or(file_stem, |(name, _)| name)
+    file_stem
+        .rsplit_once('.')
+        .map_or(file_stem, |(name, _)| name)
 }
 
 impl Journal for FileJournal {
@@ -132,7 +145,12 @@ mod tests {
     use super::*;
 
     fn key<'a>(params: &'a serde_json::Value, model: &'a str, seed: u64) -> JournalKey<'a> {
-        JournalKey { model_sha256: model, detector: "shift-response", params, seed }
+        JournalKey {
+            model_sha256: model,
+            detector: "shift-response",
+            params,
+            seed,
+        }
     }
 
     #[test]
@@ -155,9 +173,20 @@ mod tests {
     fn another_model_seed_or_parameter_finds_nothing() {
         let root = tempfile::tempdir().unwrap();
         let (params, other) = (json!({"steps": 3}), json!({"steps": 4}));
-        FileJournal::open(root.path(), &key(&params, "aa", 7), true).unwrap().save("s", b"1");
-        for key in [key(&params, "ab", 7), key(&params, "aa", 8), key(&other, "aa", 7)] {
-            assert_eq!(FileJournal::open(root.path(), &key, true).unwrap().load("s"), None);
+        FileJournal::open(root.path(), &key(&params, "aa", 7), true)
+            .unwrap()
+            .save("s", b"1");
+        for key in [
+            key(&params, "ab", 7),
+            key(&params, "aa", 8),
+            key(&other, "aa", 7),
+        ] {
+            assert_eq!(
+                FileJournal::open(root.path(), &key, true)
+                    .unwrap()
+                    .load("s"),
+                None
+            );
         }
     }
 
@@ -166,7 +195,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let params = json!({});
         let key = key(&params, "aa", 7);
-        FileJournal::open(root.path(), &key, true).unwrap().save("s", b"1");
+        FileJournal::open(root.path(), &key, true)
+            .unwrap()
+            .save("s", b"1");
         let fresh = FileJournal::open(root.path(), &key, false).unwrap();
         assert_eq!(fresh.load("s"), None);
         fresh.save("s", b"2");

@@ -43,7 +43,12 @@ impl Profile {
             Self::Standard => ShiftResponseParams::standard(),
             Self::Deep => ShiftResponseParams::deep(),
         };
-        let json = |params| serde_json::to_value(params).map_err(|source| Error::Json { what: "the parameters", source });
+        let json = |params| {
+            serde_json::to_value(params).map_err(|source| Error::Json {
+                what: "the parameters",
+                source,
+            })
+        };
         Ok(Detector {
             info: shift_response::info(),
             scoring: json(&params.scoring())?,

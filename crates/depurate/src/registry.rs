@@ -1,7 +1,12 @@
 //! Every algorithm on one page.
 
-use depurate_defense::detect::model_level::shift_response;
-use depurate_report::{AlgorithmInfo, FINDINGS, FindingInfo, Status};
+use depurate_defense::{
+    detect::{input_level::terd_input, model_level::shift_response},
+    invert::terd,
+};
+use depurate_report::{
+    Access, AlgorithmId, AlgorithmInfo, FINDINGS, FindingInfo, Kind, Paper, Status,
+};
 
 use crate::Error;
 
@@ -16,19 +21,71 @@ pub struct Algorithm {
 impl Algorithm {
     /// The documentation of the algorithm's module, as Markdown.
     pub fn documentation(&self) -> String {
-        let lines = self.source.lines().map_while(|line| line.strip_prefix("//!"));
-        let mut text: String = lines.flat_map(|line| [line.strip_prefix(' ').unwrap_or(line), "\n"]).collect();
+        let lines = self
+            .source
+            .lines()
+            .map_while(|line| line.strip_prefix("//!"));
+        let mut text: String = lines
+            .flat_map(|line| [line.strip_prefix(' ').unwrap_or(line), "\n"])
+            .collect();
         text.truncate(text.trim_end().len());
         text
     }
 }
 
-/// The algorithms that this program runs, in the order in which a scan meets them.
+/// The paper behind both parts of TERD.
+const TERD: Paper = Paper {
+    authors: "Mo et al.",
+    title: "TERD: A Unified Framework for Safeguarding Diffusion Models Against Backdoors",
+    venue: "ICML",
+    year: 2024,
+    arxiv: Some("2409.05294"),
+    implements: "",
+};
+
+/// Every algorithm of the library. A scan runs the model detectors.
 pub fn algorithms() -> Vec<Algorithm> {
     vec![
         Algorithm {
             info: shift_response::info(),
             source: include_str!("../../depurate-defense/src/detect/model_level/shift_response.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(terd::ID),
+                name: "TERD",
+                kind: Kind::Inverter,
+                paper: Paper {
+                    implements: "reversed loss, trigger estimation, trigger refinement",
+                    ..TERD
+                },
+                reference: None,
+                needs: Access::SCORE_FN.union(Access::GRADIENTS),
+                deviations: &[
+                    "timesteps by alpha_bar",
+                    "restarts",
+                    "no clipping",
+                    "gamma starts at 1",
+                ],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/invert/terd.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(terd_input::ID),
+                name: "TERD, input level",
+                kind: Kind::InputDetector,
+                paper: Paper {
+                    implements: "input detection",
+                    ..TERD
+                },
+                reference: None,
+                needs: Access::TRIGGER,
+                deviations: &["gamma is a standard deviation"],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/detect/input_level/terd_input.rs"),
         },
     ]
 }
@@ -47,7 +104,10 @@ pub enum Entry {
 /// # Errors
 /// When there is none of this id.
 pub fn find(id: &str) -> Result<Entry, Error> {
-    if let Some(finding) = FINDINGS.iter().find(|info| info.id.to_string().eq_ignore_ascii_case(id)) {
+    if let Some(finding) = FINDINGS
+        .iter()
+        .find(|info| info.id.to_string().eq_ignore_ascii_case(id))
+    {
         return Ok(Entry::Finding(finding));
     }
     algorithms()
@@ -74,12 +134,27 @@ mod tests {
     #[test]
     fn ids_are_unique_and_every_module_documents_itself() {
         let algorithms = algorithms();
-        let ids: BTreeSet<_> = algorithms.iter().map(|algorithm| algorithm.info.id.clone()).collect();
+        let ids: BTreeSet<_> = algorithms
+            .iter()
+            .map(|algorithm| algorithm.info.id.clone())
+            .collect();
         assert_eq!(ids.len(), algorithms.len());
         for algorithm in &algorithms {
             let text = algorithm.documentation();
-            for heading in ["# ", "## Paper", "## Notation", "## Needs", "## Deviations", "## Fails when", "## Cost"] {
-                assert!(text.lines().any(|line| line.starts_with(heading)), "{}: {heading}", algorithm.info.id);
+            for heading in [
+                "# ",
+                "## Paper",
+                "## Notation",
+                "## Needs",
+                "## Deviations",
+                "## Fails when",
+                "## Cost",
+            ] {
+                assert!(
+                    text.lines().any(|line| line.starts_with(heading)),
+                    "{}: {heading}",
+                    algorithm.info.id
+                );
             }
         }
     }
@@ -89,7 +164,10 @@ mod tests {
         assert!(matches!(find("DPR101"), Ok(Entry::Finding(_))));
         assert!(matches!(find("dpr101"), Ok(Entry::Finding(_))));
         for algorithm in algorithms() {
-            assert!(matches!(find(algorithm.info.id.as_str()), Ok(Entry::Algorithm(_))));
+            assert!(matches!(
+                find(algorithm.info.id.as_str()),
+                Ok(Entry::Algorithm(_))
+            ));
         }
         assert!(find("shift_response").is_err());
     }

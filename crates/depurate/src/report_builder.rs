@@ -4,11 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use depurate_defense::detect::model_level::Inspection;
 use depurate_report::{
-    AlgorithmInfo, Decision, Environment, Evidence, Finding, FindingId, Note, Report, SCHEMA_VERSION, Score, Skipped,
-    Subject, Tested, Threshold, Verdict,
+    AlgorithmInfo, Decision, Environment, Evidence, Finding, FindingId, Note, Report,
+    SCHEMA_VERSION, Score, Skipped, Subject, Tested, Threshold, Verdict,
 };
 
-use crate::{Error, Profile, calibration::Loaded, device::Device, evidence, triggers::TriggerFile, verdict::Judgement};
+use crate::{
+    Error, Profile, calibration::Loaded, device::Device, evidence, triggers::TriggerFile,
+    verdict::Judgement,
+};
 
 /// What a report says whatever was found.
 #[derive(Debug, Clone)]
@@ -53,10 +56,18 @@ pub fn scored(
     judgement: Judgement,
 ) -> Result<Report, Error> {
     let statistic = format!("{} score", frame.detector.id);
-    let benign = frame.calibration.map(|loaded| loaded.calibration.scores()).unwrap_or_default();
+    let benign = frame
+        .calibration
+        .map(|loaded| loaded.calibration.scores())
+        .unwrap_or_default();
     let mut key = vec![evidence::trigger(&found.inversion, trigger_file)?];
     key.extend(evidence::grids(found, frame.seed)?);
-    key.push(evidence::score(found, &statistic, benign, judgement.threshold.clone()));
+    key.push(evidence::score(
+        found,
+        &statistic,
+        benign,
+        judgement.threshold.clone(),
+    ));
     let mut beside = evidence::comparisons(found);
     beside.extend(evidence::curves(found));
     beside.extend(evidence::control_grids(found, frame.seed)?);
@@ -64,23 +75,45 @@ pub fn scored(
         text: format!(
             "{} network evaluations of one image. The inversion {}; its objective: {}.",
             found.evaluations,
-            if found.inversion.converged { "settled" } else { "did not settle" },
+            if found.inversion.converged {
+                "settled"
+            } else {
+                "did not settle"
+            },
             found.inversion.objective_meaning
         ),
     }));
-    let how = format!("{}, profile {}", frame.detector.name, frame.profile.as_str());
-    let tested = found.tested.iter().map(|what| Tested { what: what.clone(), how: how.clone() }).collect();
-    let decisions = decision(&frame, &statistic, found.score, &judgement)?.into_iter().collect();
+    let how = format!(
+        "{}, profile {}",
+        frame.detector.name,
+        frame.profile.as_str()
+    );
+    let tested = found
+        .tested
+        .iter()
+        .map(|what| Tested {
+            what: what.clone(),
+            how: how.clone(),
+        })
+        .collect();
+    let decisions = decision(&frame, &statistic, found.score, &judgement)?
+        .into_iter()
+        .collect();
     let detector = frame.detector;
     let mut report = blank(frame, &judgement);
     report.decisions = decisions;
     report.tested = tested;
-    report.not_tested.splice(0..0, found.not_tested.iter().cloned());
+    report
+        .not_tested
+        .splice(0..0, found.not_tested.iter().cloned());
     match FindingId::NOISE_TRIGGER.info() {
         Some(info) if judgement.verdict.reaches(Verdict::Suspicious) => {
             let summary = "Sampling that starts from noise + trigger leads to the attacker's image. The trigger below \
                            was reconstructed from the weights alone.";
-            report.findings.insert(0, info.finding(detector.id.clone(), judgement.confidence, summary, key));
+            report.findings.insert(
+                0,
+                info.finding(detector.id.clone(), judgement.confidence, summary, key),
+            );
         }
         _ => report.evidence.extend(key),
     }
@@ -88,10 +121,21 @@ pub fn scored(
     Ok(report)
 }
 
-fn decision(frame: &Frame<'_>, name: &str, score: f64, judgement: &Judgement) -> Result<Option<Decision>, Error> {
+fn decision(
+    frame: &Frame<'_>,
+    name: &str,
+    score: f64,
+    judgement: &Judgement,
+) -> Result<Option<Decision>, Error> {
     let score = Score::new(score)?;
     let decision = |threshold: &Threshold| {
-        Decision::new(frame.detector.id.clone(), name, score, threshold.clone(), judgement.p_value)
+        Decision::new(
+            frame.detector.id.clone(),
+            name,
+            score,
+            threshold.clone(),
+            judgement.p_value,
+        )
     };
     Ok(judgement.threshold.as_ref().map(decision))
 }
@@ -99,11 +143,22 @@ fn decision(frame: &Frame<'_>, name: &str, score: f64, judgement: &Judgement) ->
 /// The report of a scan without a score: what had been found when it stopped, and why it did.
 ///
 /// `interrupted` tells a scan that stopped before its end from a detector that could not run at all.
-pub fn unscored(frame: Frame<'_>, partial: Vec<Evidence>, judgement: Judgement, interrupted: bool) -> Report {
-    let skipped = Skipped { detector: frame.detector.id.clone(), reason: judgement.why.clone() };
+pub fn unscored(
+    frame: Frame<'_>,
+    partial: Vec<Evidence>,
+    judgement: Judgement,
+    interrupted: bool,
+) -> Report {
+    let skipped = Skipped {
+        detector: frame.detector.id.clone(),
+        reason: judgement.why.clone(),
+    };
     let mut report = blank(frame, &judgement);
     report.skipped.push(skipped);
-    report.not_tested.insert(0, "triggers added to the initial noise: the detector gave no score".into());
+    report.not_tested.insert(
+        0,
+        "triggers added to the initial noise: the detector gave no score".into(),
+    );
     report.evidence.extend(partial);
     report.interrupted = interrupted;
     report
@@ -150,5 +205,8 @@ fn cpu_features() -> Vec<String> {
     ];
     #[cfg(not(target_arch = "x86_64"))]
     let seen: [(&str, bool); 0] = [];
-    seen.iter().filter(|(_, present)| *present).map(|(name, _)| (*name).to_owned()).collect()
+    seen.iter()
+        .filter(|(_, present)| *present)
+        .map(|(name, _)| (*name).to_owned())
+        .collect()
 }

@@ -36,7 +36,11 @@ pub fn write(report: &Report, dir: &Path) -> Result<(), Error> {
 
 /// The images of a report under file names.
 fn pictures(report: &Report) -> Vec<(String, &Png)> {
-    let evidence = report.findings.iter().flat_map(|finding| &finding.evidence).chain(&report.evidence);
+    let evidence = report
+        .findings
+        .iter()
+        .flat_map(|finding| &finding.evidence)
+        .chain(&report.evidence);
     let mut pictures = Vec::new();
     let mut grids = 0;
     for piece in evidence {
@@ -47,7 +51,10 @@ fn pictures(report: &Report) -> Vec<(String, &Png)> {
             }
             Evidence::ImageGrid(grid) => {
                 grids += 1;
-                pictures.push((format!("grid-{grids:02}-{}.png", slug(&grid.title)), &grid.png));
+                pictures.push((
+                    format!("grid-{grids:02}-{}.png", slug(&grid.title)),
+                    &grid.png,
+                ));
             }
             _ => {}
         }
@@ -57,7 +64,13 @@ fn pictures(report: &Report) -> Vec<(String, &Png)> {
 
 /// A title as part of a file name: lower-case letters and digits with hyphens between them.
 pub fn slug(title: &str) -> String {
-    let plain = title.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' });
+    let plain = title.chars().map(|c| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            ' '
+        }
+    });
     let words: String = plain.take(60).collect();
     words.split_whitespace().collect::<Vec<_>>().join("-")
 }
@@ -68,7 +81,10 @@ mod tests {
 
     #[test]
     fn titles_become_plain_file_names() {
-        assert_eq!(slug("noise + control: permuted pixels"), "noise-control-permuted-pixels");
+        assert_eq!(
+            slug("noise + control: permuted pixels"),
+            "noise-control-permuted-pixels"
+        );
         assert_eq!(slug("../../etc/passwd"), "etc-passwd");
         assert_eq!(slug("☃"), "");
     }

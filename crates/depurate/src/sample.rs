@@ -69,13 +69,22 @@ pub fn sample_sheet(
 ) -> Result<(RgbImage, SamplerSettings), Error> {
     let pipeline = subject::open(path, &settings.limits, settings.device, hashes)?.pipeline;
     let shape = pipeline.sample_shape();
-    let trigger = settings.trigger.as_deref().map(|file| triggers::read(file, shape, &settings.limits)).transpose()?;
+    let trigger = settings
+        .trigger
+        .as_deref()
+        .map(|file| triggers::read(file, shape, &settings.limits))
+        .transpose()?;
     let sampler = sampler(&pipeline, settings)?;
-    watch.progress.start("sampling", (sampler.timesteps().len() * settings.count) as u64);
+    watch.progress.start(
+        "sampling",
+        (sampler.timesteps().len() * settings.count) as u64,
+    );
     let mut pixels = Vec::with_capacity(settings.count * shape.len());
     for first in (0..settings.count).step_by(BATCH) {
         let batch = BATCH.min(settings.count - first);
-        let mut noise = SeedTree::new(settings.seed).child("sample", 0).noise(first as u64, batch);
+        let mut noise = SeedTree::new(settings.seed)
+            .child("sample", 0)
+            .noise(first as u64, batch);
         let eps = noise.normal(shape.batched(batch), &pipeline.device())?;
         let x_t = match &trigger {
             Some(trigger) => add(trigger, eps, &pipeline),
@@ -83,7 +92,11 @@ pub fn sample_sheet(
         };
         let x_0 = sample(&pipeline, sampler.as_ref(), x_t, &mut noise, &mut |_, _| {
             watch.progress.advance(batch as u64);
-            if watch.cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if watch.cancel.is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         let x_0 = x_0.map_err(|error| match error {
             DiffusionError::Cancelled => Error::Interrupted,
@@ -91,7 +104,13 @@ pub fn sample_sheet(
         })?;
         pixels.extend(x_0.into_data().iter::<f32>());
     }
-    let sheet = images::sheet("samples", &pixels, shape, images::square(settings.count), (-1.0, 1.0))?;
+    let sheet = images::sheet(
+        "samples",
+        &pixels,
+        shape,
+        images::square(settings.count),
+        (-1.0, 1.0),
+    )?;
     Ok((sheet, sampler.settings()))
 }
 
@@ -103,9 +122,12 @@ fn sampler(pipeline: &Pipeline, settings: &SampleSettings) -> Result<Box<dyn Sam
             let steps = settings.steps.unwrap_or(pipeline.schedule().len());
             Box::new(Ddpm::from_config(config, steps, clip)?)
         }
-        SamplerName::Ddim => {
-            Box::new(Ddim::from_config(config, settings.steps.unwrap_or(DDIM_STEPS), 0.0, clip)?)
-        }
+        SamplerName::Ddim => Box::new(Ddim::from_config(
+            config,
+            settings.steps.unwrap_or(DDIM_STEPS),
+            0.0,
+            clip,
+        )?),
     })
 }
 

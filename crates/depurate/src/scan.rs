@@ -14,7 +14,6 @@ use depurate_defense::{
     invert::{Inversion, Restart, response_fixed_point::FixedPoint},
 };
 use depurate_diffusion::{Denoiser, SampleShape, noise::SeedTree, trigger::Family};
-use serde::Deserialize;
 use depurate_report::{Evidence, Note, Report, Table};
 
 use crate::{
@@ -118,7 +117,9 @@ pub fn scan(
         budget,
         cancel: watch.cancel,
         progress: watch.progress,
-        journal: journal.as_ref().map_or(&NoJournal as &dyn Journal, |journal| journal),
+        journal: journal
+            .as_ref()
+            .map_or(&NoJournal as &dyn Journal, |journal| journal),
     };
     let found = detector.run.inspect(&opened.pipeline, &cx);
     let frame = Frame {
@@ -133,15 +134,26 @@ pub fn scan(
         elapsed: clock.elapsed(),
         calibration: calibration.as_ref(),
     };
-    let writer = TriggerWriter { settings, detector, opened: &opened };
+    let writer = TriggerWriter {
+        settings,
+        detector,
+        opened: &opened,
+    };
     let (report, end) = match found {
         Ok(found) => (report_score(frame, &found, &writer)?, End::Scored),
         Err(error) => {
-            let stages = journal.as_ref().map(FileJournal::stages).unwrap_or_default();
+            let stages = journal
+                .as_ref()
+                .map(FileJournal::stages)
+                .unwrap_or_default();
             report_stop(frame, &error, &stages, &writer)?
         }
     };
-    Ok(Scan { report, end, journal })
+    Ok(Scan {
+        report,
+        end,
+        journal,
+    })
 }
 
 /// The journal below the report's folder, else below the cache; none if neither can be written to.
@@ -175,7 +187,11 @@ struct TriggerWriter<'a> {
 }
 
 impl TriggerWriter<'_> {
-    fn write(&self, inversion: &Inversion, found: Option<&Inspection>) -> Result<TriggerFile, Error> {
+    fn write(
+        &self,
+        inversion: &Inversion,
+        found: Option<&Inspection>,
+    ) -> Result<TriggerFile, Error> {
         let samples = found.map_or(&[][..], |found| &found.samples);
         let provenance = Provenance {
             model_sha256: &self.opened.model_sha256,
@@ -185,12 +201,24 @@ impl TriggerWriter<'_> {
             depurate: crate::VERSION,
         };
         let target = found.map(|found| found.target.as_slice());
-        triggers::write(inversion, target, &provenance, self.settings.report_dir.as_deref())
+        triggers::write(
+            inversion,
+            target,
+            &provenance,
+            self.settings.report_dir.as_deref(),
+        )
     }
 }
 
-fn report_score(frame: Frame<'_>, found: &Inspection, writer: &TriggerWriter<'_>) -> Result<Report, Error> {
-    let scores = frame.calibration.map(|loaded| loaded.calibration.scores()).unwrap_or_default();
+fn report_score(
+    frame: Frame<'_>,
+    found: &Inspection,
+    writer: &TriggerWriter<'_>,
+) -> Result<Report, Error> {
+    let scores = frame
+        .calibration
+        .map(|loaded| loaded.calibration.scores())
+        .unwrap_or_default();
     let outcome = match frame.calibration {
         Some(Loaded { calibration, .. }) => Outcome::Scored {
             score: found.score,
@@ -203,11 +231,9 @@ fn report_score(frame: Frame<'_>, found: &Inspection, writer: &TriggerWriter<'_>
         },
         None => Outcome::Uncalibrated {
             score: found.score,
-            reason: format!(
-                "no calibration is built in for the profile {}. Give one with --calibration, or make one from benign \
-                 models of this kind with `depurate calibrate`.",
-                frame.profile.as_str()
-            ),
+            reason: "no calibration with this detector's parameters is built in. Give one with --calibration, or make \
+                     one from benign models of this kind with `depurate calibrate`."
+                .into(),
         },
     };
     let judgement = judge(&outcome)?;
@@ -235,42 +261,60 @@ fn report_stop(
     let stopped = end == End::Interrupted || matches!(error, DefenseError::BudgetSpent);
     let judgement = judge(&Outcome::Unscored { reason })?;
     let partial = partial_evidence(stages, writer)?;
-    Ok((report_builder::unscored(frame, partial, judgement, stopped), end))
+    Ok((
+        report_builder::unscored(frame, partial, judgement, stopped),
+        end,
+    ))
 }
 
 /// What finished stages show: the last trigger candidate among them, and which there are.
-fn partial_evidence(stages: &[(String, Vec<u8>)], writer: &TriggerWriter<'_>) -> Result<Vec<Evidence>, Error> {
+fn partial_evidence(
+    stages: &[(String, Vec<u8>)],
+    writer: &TriggerWriter<'_>,
+) -> Result<Vec<Evidence>, Error> {
     let shape = writer.opened.pipeline.sample_shape();
     let mut evidence = Vec::new();
-    let candidates = stages.iter().filter_map(|(name, bytes)| candidate(name, bytes, shape));
+    let candidates = stages
+        .iter()
+        .filter_map(|(name, bytes)| candidate(name, bytes, shape));
     if let Some(best) = candidates.min_by(|a, b| a.objective.total_cmp(&b.objective)) {
         evidence.push(evidence::trigger(&best, &writer.write(&best, None)?)?);
-        let text = "A candidate that was not verified: whether the model answers to it was not tested.";
+        let text =
+            "A candidate that was not verified: whether the model answers to it was not tested.";
         evidence.push(Note { text: text.into() }.into());
     }
     if !stages.is_empty() {
-        let rows = stages.iter().map(|(name, bytes)| vec![name.clone(), bytes.len().to_string()]).collect();
+        let rows = stages
+            .iter()
+            .map(|(name, bytes)| vec![name.clone(), bytes.len().to_string()])
+            .collect();
         let columns = vec!["stage".to_owned(), "bytes kept".to_owned()];
-        evidence.push(Table { title: "stages finished before the stop".into(), columns, rows }.into());
+        evidence.push(
+            Table {
+                title: "stages finished before the stop".into(),
+                columns,
+                rows,
+            }
+            .into(),
+        );
     }
     Ok(evidence)
 }
 
 /// The trigger candidate that a finished stage holds, if it holds one.
 fn candidate(stage: &str, bytes: &[u8], shape: SampleShape) -> Option<Inversion> {
-    /// The part of a stage that is shown.
-    #[derive(Deserialize)]
-    struct Kept {
-        start: String,
-        found: FixedPoint,
-    }
-    let Kept { start, found } = serde_json::from_slice(bytes).ok()?;
+    let found: FixedPoint = serde_json::from_slice(bytes).ok()?;
     if found.shift.len() != shape.len() {
         tracing::debug!(stage, "a candidate of another shape is not shown");
         return None;
     }
-    let norm = found.shift.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-    let restart = Restart { start, objective: found.residual, norm, converged: found.converged, selected: true };
+    let norm = found
+        .shift
+        .iter()
+        .map(|&v| f64::from(v).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    let (start, converged) = (stage.to_owned(), found.converged);
     Some(Inversion {
         shape,
         gamma: None,
@@ -278,8 +322,14 @@ fn candidate(stage: &str, bytes: &[u8], shape: SampleShape) -> Option<Inversion>
         objective: found.residual,
         objective_meaning: "residual of the fixed point; 0 is a perfect backdoor".into(),
         trace: found.trace.iter().copied().enumerate().collect(),
-        converged: found.converged,
-        restarts: vec![restart],
+        converged,
+        restarts: vec![Restart {
+            start,
+            objective: found.residual,
+            norm,
+            converged,
+            selected: true,
+        }],
         shift: found.shift,
     })
 }

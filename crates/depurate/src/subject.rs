@@ -28,8 +28,14 @@ pub struct Opened {
 pub fn open_checkpoint(path: &Path, limits: &Limits) -> Result<Checkpoint, Error> {
     let checkpoint = Checkpoint::open(path, limits)?;
     if checkpoint.is_text_conditional() {
-        let class = checkpoint.pipeline_class().or(checkpoint.unet_class()).unwrap_or("of unnamed class");
-        return Err(Error::Unsupported { path: path.into(), what: format!("a text-to-image model ({class})") });
+        let class = checkpoint
+            .pipeline_class()
+            .or(checkpoint.unet_class())
+            .unwrap_or("of unnamed class");
+        return Err(Error::Unsupported {
+            path: path.into(),
+            what: format!("a text-to-image model ({class})"),
+        });
     }
     Ok(checkpoint)
 }
@@ -38,25 +44,49 @@ pub fn open_checkpoint(path: &Path, limits: &Limits) -> Result<Checkpoint, Error
 ///
 /// # Errors
 /// As [`open_checkpoint`], and when its files are malformed or do not fit together.
-pub fn open(path: &Path, limits: &Limits, device: Device, hashes: Option<&HashCache>) -> Result<Opened, Error> {
+pub fn open(
+    path: &Path,
+    limits: &Limits,
+    device: Device,
+    hashes: Option<&HashCache>,
+) -> Result<Opened, Error> {
     let checkpoint = open_checkpoint(path, limits)?;
     let weights_sha256 = weights_sha256(&checkpoint, limits, hashes)?;
     let text = |map: Option<&serde_json::Map<_, _>>| serde_json::to_string(&map);
-    let written = |source| Error::Json { what: "a configuration", source };
+    let written = |source| Error::Json {
+        what: "a configuration",
+        source,
+    };
     let config = text(Some(checkpoint.unet_config())).map_err(written)?;
     let scheduler = text(checkpoint.scheduler_config()).map_err(written)?;
-    let model_sha256 = sha256_of([weights_sha256.as_bytes(), config.as_bytes(), scheduler.as_bytes()]);
+    let model_sha256 = sha256_of([
+        weights_sha256.as_bytes(),
+        config.as_bytes(),
+        scheduler.as_bytes(),
+    ]);
     let pipeline = Pipeline::from_checkpoint(&checkpoint, limits, &device.open())?;
-    Ok(Opened { pipeline, weights_sha256, model_sha256 })
+    Ok(Opened {
+        pipeline,
+        weights_sha256,
+        model_sha256,
+    })
 }
 
 /// sha256 of the network's weights: of the file, or for several of their hashes in order.
 ///
 /// # Errors
 /// When the weights are missing or cannot be read.
-pub fn weights_sha256(checkpoint: &Checkpoint, limits: &Limits, hashes: Option<&HashCache>) -> Result<String, Error> {
+pub fn weights_sha256(
+    checkpoint: &Checkpoint,
+    limits: &Limits,
+    hashes: Option<&HashCache>,
+) -> Result<String, Error> {
     let weights = checkpoint.unet_weights(limits)?;
-    let files: Result<Vec<String>, _> = weights.files().iter().map(|file| sha256_file(file, hashes)).collect();
+    let files: Result<Vec<String>, _> = weights
+        .files()
+        .iter()
+        .map(|file| sha256_file(file, hashes))
+        .collect();
     match files?.as_slice() {
         [one] => Ok(one.clone()),
         several => Ok(sha256_of(several.iter().map(String::as_bytes))),
@@ -65,7 +95,10 @@ pub fn weights_sha256(checkpoint: &Checkpoint, limits: &Limits, hashes: Option<&
 
 /// What a report says about the subject. `path` is shown as it was given.
 pub fn describe(path: &Path, contents: &Inspection) -> Subject {
-    let unet = contents.components.iter().find(|component| component.name == "unet");
+    let unet = contents
+        .components
+        .iter()
+        .find(|component| component.name == "unet");
     let files = contents.components.iter().flat_map(|component| {
         let weights = component.weights.iter().flat_map(|weights| &weights.files);
         weights.filter_map(|name| {
@@ -81,7 +114,9 @@ pub fn describe(path: &Path, contents: &Inspection) -> Subject {
     Subject {
         path: path.display().to_string(),
         kind: "unconditional pixel diffusion".into(),
-        class_name: unet.and_then(|unet| unet.class_name.clone()).unwrap_or_else(|| "UNet2DModel".into()),
+        class_name: unet
+            .and_then(|unet| unet.class_name.clone())
+            .unwrap_or_else(|| "UNet2DModel".into()),
         parameters: contents.parameters,
         components: files.collect(),
     }
@@ -95,16 +130,31 @@ const MOST_ROWS: usize = 20;
 /// Findings that need no run of the model. They do not decide the verdict: a pickle beside the weights is common.
 pub fn static_findings(contents: &Inspection) -> Vec<Finding> {
     let stray = &contents.stray;
-    let files = stray.pickles.iter().map(|file| (file, "pickle")).chain(stray.python.iter().map(|file| (file, "code")));
-    let files = files.map(|(file, what)| vec![file.path.clone(), what.to_owned(), file.bytes.to_string()]).collect();
-    let anomalies = contents.components.iter().flat_map(|c| c.weights.iter().flat_map(|w| &w.anomalies));
-    let abnormal = |kind: &&AnomalyKind| matches!(kind, AnomalyKind::NotFinite | AnomalyKind::Outlier);
+    let files = stray
+        .pickles
+        .iter()
+        .map(|file| (file, "pickle"))
+        .chain(stray.python.iter().map(|file| (file, "code")));
+    let files = files
+        .map(|(file, what)| vec![file.path.clone(), what.to_owned(), file.bytes.to_string()])
+        .collect();
+    let anomalies = contents
+        .components
+        .iter()
+        .flat_map(|c| c.weights.iter().flat_map(|w| &w.anomalies));
+    let abnormal =
+        |kind: &&AnomalyKind| matches!(kind, AnomalyKind::NotFinite | AnomalyKind::Outlier);
     let tensors = anomalies
         .filter(|anomaly| anomaly.kinds.iter().any(|kind| abnormal(&kind)))
         .map(|anomaly| {
             let stats = &anomaly.stats;
             let not_finite = (stats.nan + stats.infinite).to_string();
-            vec![anomaly.tensor.clone(), not_finite, format!("{:.3}", stats.abs_max), format!("{:.0}", stats.robust_z)]
+            vec![
+                anomaly.tensor.clone(),
+                not_finite,
+                format!("{:.3}", stats.abs_max),
+                format!("{:.0}", stats.robust_z),
+            ]
         })
         .collect();
     let executable = finding(
@@ -116,13 +166,20 @@ pub fn static_findings(contents: &Inspection) -> Vec<Finding> {
     let abnormal = finding(
         FindingId::ABNORMAL_TENSOR,
         "these tensors do not look like those of a trained network",
-        ["tensor", "not finite", "largest", "robust z"].map(str::to_owned).to_vec(),
+        ["tensor", "not finite", "largest", "robust z"]
+            .map(str::to_owned)
+            .to_vec(),
         tensors,
     );
     executable.into_iter().chain(abnormal).collect()
 }
 
-fn finding(id: FindingId, summary: &str, columns: Vec<String>, rows: Vec<Vec<String>>) -> Option<Finding> {
+fn finding(
+    id: FindingId,
+    summary: &str,
+    columns: Vec<String>,
+    rows: Vec<Vec<String>>,
+) -> Option<Finding> {
     if rows.is_empty() {
         return None;
     }
@@ -131,6 +188,13 @@ fn finding(id: FindingId, summary: &str, columns: Vec<String>, rows: Vec<Vec<Str
         _ => "all of them".into(),
     };
     let rows = rows.into_iter().take(MOST_ROWS).collect();
-    let table = Evidence::from(Table { title, columns, rows });
-    Some(id.info()?.finding(INSPECT, Confidence::High, summary, vec![table]))
+    let table = Evidence::from(Table {
+        title,
+        columns,
+        rows,
+    });
+    Some(
+        id.info()?
+            .finding(INSPECT, Confidence::High, summary, vec![table]),
+    )
 }

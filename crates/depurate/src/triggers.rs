@@ -65,7 +65,10 @@ pub fn write(
     let mut tensors = vec![tensor(SHIFT, &inversion.shift)];
     tensors.extend(inversion.gamma.as_deref().map(|gamma| tensor(GAMMA, gamma)));
     tensors.extend(target.map(|target| tensor(TARGET, target)));
-    let json = serde_json::to_string(provenance).map_err(|source| Error::Json { what: "a provenance", source })?;
+    let json = serde_json::to_string(provenance).map_err(|source| Error::Json {
+        what: "a provenance",
+        source,
+    })?;
     // one entry, because the order of several is not fixed and the same scan shall give the same bytes
     let metadata = HashMap::from([("provenance".to_owned(), json)]);
     let save = |path: PathBuf| -> Result<String, Error> {
@@ -73,11 +76,18 @@ pub fn write(
         Ok(sha256_file(&path, None)?)
     };
     match report_dir {
-        Some(dir) => Ok(TriggerFile { file: FILE.into(), sha256: save(dir.join(FILE))? }),
+        Some(dir) => Ok(TriggerFile {
+            file: FILE.into(),
+            sha256: save(dir.join(FILE))?,
+        }),
         None => {
-            let dir = tempfile::tempdir().map_err(Error::io("make a directory in", std::env::temp_dir()))?;
+            let dir = tempfile::tempdir()
+                .map_err(Error::io("make a directory in", std::env::temp_dir()))?;
             let sha256 = save(dir.path().join(FILE))?;
-            Ok(TriggerFile { file: format!("{FILE} (written with --report-dir)"), sha256 })
+            Ok(TriggerFile {
+                file: format!("{FILE} (written with --report-dir)"),
+                sha256,
+            })
         }
     }
 }
@@ -101,12 +111,18 @@ pub fn read(path: &Path, shape: SampleShape, limits: &Limits) -> Result<Trigger,
     let expected = [shape.channels, shape.height, shape.width];
     let tensor = |name: &str| -> Result<Vec<f32>, Error> {
         match weights.get(name) {
-            Some(info) if info.shape != expected => {
-                Err(Error::TriggerShape { path: path.into(), tensor: name.into(), got: info.shape.clone(), expected })
-            }
+            Some(info) if info.shape != expected => Err(Error::TriggerShape {
+                path: path.into(),
+                tensor: name.into(),
+                got: info.shape.clone(),
+                expected,
+            }),
             _ => Ok(weights.read_f32(name)?),
         }
     };
     let gamma = weights.get(GAMMA).map(|_| tensor(GAMMA)).transpose()?;
-    Ok(Trigger { shift: tensor(SHIFT)?, gamma })
+    Ok(Trigger {
+        shift: tensor(SHIFT)?,
+        gamma,
+    })
 }

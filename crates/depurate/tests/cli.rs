@@ -12,23 +12,39 @@ use insta::assert_snapshot;
 mod support;
 use support::{copy_of_tiny_pipeline, tiny_pipeline};
 
+/// The index of a pipeline that no detector can check yet.
+const TEXT_TO_IMAGE: &str = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
+
 /// The program with a cache of its own and without the user's settings.
 fn depurate(cache: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_depurate"));
-    command.env_clear().env("DEPURATE_CACHE", cache).env("COLUMNS", "100").stdin(Stdio::null());
+    command
+        .env_clear()
+        .env("DEPURATE_CACHE", cache)
+        .env("COLUMNS", "100")
+        .stdin(Stdio::null());
     command
 }
 
 /// Runs in `dir`, with `arguments` relative to it.
 fn run(dir: &Path, arguments: &[&str]) -> Output {
-    depurate(&dir.join("cache")).current_dir(dir).args(arguments).output().unwrap()
+    depurate(&dir.join("cache"))
+        .current_dir(dir)
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// Exit code, stdout and stderr, with the test's own directory and other numbers of this run replaced.
 fn shown(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let code = output.status.code().unwrap();
-    format!("exit {code}\n--- stdout\n{}--- stderr\n{}", text(&output.stdout), text(&output.stderr))
+    format!(
+        "exit {code}\n--- stdout\n{}--- stderr\n{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    )
 }
 
 /// A directory with the tiny pipeline under `model`.
@@ -48,36 +64,69 @@ fn help() {
 #[test]
 fn usage_errors() {
     let dir = tempfile::tempdir().unwrap();
-    assert_snapshot!("usage_fpr", shown(&run(dir.path(), &["scan", "model", "--fpr", "5"])));
-    assert_snapshot!("usage_budget", shown(&run(dir.path(), &["scan", "model", "--budget", "soon"])));
-    assert_snapshot!("usage_html", shown(&run(dir.path(), &["scan", "a", "b", "--format", "html"])));
+    assert_snapshot!(
+        "usage_fpr",
+        shown(&run(dir.path(), &["scan", "model", "--fpr", "5"]))
+    );
+    assert_snapshot!(
+        "usage_budget",
+        shown(&run(dir.path(), &["scan", "model", "--budget", "soon"]))
+    );
+    assert_snapshot!(
+        "usage_html",
+        shown(&run(dir.path(), &["scan", "a", "b", "--format", "html"]))
+    );
 }
 
 #[test]
 fn inspect() {
     let dir = with_model();
-    assert_snapshot!("inspect_text", shown(&run(dir.path(), &["inspect", "model"])));
-    assert_snapshot!("inspect_json", shown(&run(dir.path(), &["inspect", "model", "--format", "json"])));
+    assert_snapshot!(
+        "inspect_text",
+        shown(&run(dir.path(), &["inspect", "model"]))
+    );
+    assert_snapshot!(
+        "inspect_json",
+        shown(&run(dir.path(), &["inspect", "model", "--format", "json"]))
+    );
 }
 
 #[test]
 fn inspect_shows_pickles_code_and_unreadable_weights() {
     let dir = with_model();
     let unet = dir.path().join("model/unet");
-    fs::rename(unet.join("diffusion_pytorch_model.safetensors"), unet.join("diffusion_pytorch_model.bin")).unwrap();
+    fs::rename(
+        unet.join("diffusion_pytorch_model.safetensors"),
+        unet.join("diffusion_pytorch_model.bin"),
+    )
+    .unwrap();
     fs::write(dir.path().join("model/pipeline.py"), "print('hello')\n").unwrap();
-    assert_snapshot!("inspect_stray", shown(&run(dir.path(), &["inspect", "model"])));
+    assert_snapshot!(
+        "inspect_stray",
+        shown(&run(dir.path(), &["inspect", "model"]))
+    );
 }
 
 #[test]
 fn explain() {
     let dir = tempfile::tempdir().unwrap();
     assert_snapshot!("explain_list", shown(&run(dir.path(), &["explain"])));
-    assert_snapshot!("explain_finding", shown(&run(dir.path(), &["explain", "DPR101"])));
-    assert_snapshot!("explain_unknown", shown(&run(dir.path(), &["explain", "no-such-thing"])));
+    assert_snapshot!(
+        "explain_finding",
+        shown(&run(dir.path(), &["explain", "DPR101"]))
+    );
+    assert_snapshot!(
+        "explain_unknown",
+        shown(&run(dir.path(), &["explain", "no-such-thing"]))
+    );
     let algorithm = run(dir.path(), &["explain", "shift-response"]);
     let text = String::from_utf8(algorithm.stdout).unwrap();
-    for part in ["## Paper", "## Deviations", "## Fails when", "id: shift-response"] {
+    for part in [
+        "## Paper",
+        "## Deviations",
+        "## Fails when",
+        "id: shift-response",
+    ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
 }
@@ -88,22 +137,36 @@ fn completions() {
     for shell in ["bash", "zsh", "fish", "powershell"] {
         let output = run(dir.path(), &["completions", shell]);
         assert!(output.status.success());
-        assert!(String::from_utf8(output.stdout).unwrap().contains("--report-dir"), "{shell}");
+        assert!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .contains("report-dir"),
+            "{shell}"
+        );
     }
 }
 
 #[test]
 fn models_that_cannot_be_opened() {
     let dir = with_model();
-    let weights = dir.path().join("model/unet/diffusion_pytorch_model.safetensors");
+    let weights = dir
+        .path()
+        .join("model/unet/diffusion_pytorch_model.safetensors");
     let config = dir.path().join("model/unet/config.json");
     assert_snapshot!("missing", shown(&run(dir.path(), &["scan", "nowhere"])));
     fs::create_dir(dir.path().join("empty")).unwrap();
     assert_snapshot!("empty", shown(&run(dir.path(), &["scan", "empty"])));
-    assert_snapshot!("a_file", shown(&run(dir.path(), &["scan", "model/model_index.json"])));
+    assert_snapshot!(
+        "a_file",
+        shown(&run(dir.path(), &["scan", "model/model_index.json"]))
+    );
 
     let good_config = fs::read_to_string(&config).unwrap();
-    fs::write(&config, good_config.replacen("\"DownBlock2D\"", "\"SkipDownBlock2D\"", 1)).unwrap();
+    fs::write(
+        &config,
+        good_config.replacen("\"DownBlock2D\"", "\"SkipDownBlock2D\"", 1),
+    )
+    .unwrap();
     assert_snapshot!("unknown_block", shown(&run(dir.path(), &["scan", "model"])));
     fs::write(&config, good_config).unwrap();
 
@@ -120,24 +183,55 @@ fn models_that_cannot_be_opened() {
 #[test]
 fn a_text_to_image_pipeline_is_not_supported_yet_and_can_be_inspected() {
     let dir = with_model();
-    let index = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
-    fs::write(dir.path().join("model/model_index.json"), index).unwrap();
+    fs::write(dir.path().join("model/model_index.json"), TEXT_TO_IMAGE).unwrap();
     let scan = run(dir.path(), &["scan", "model"]);
     assert_eq!(scan.status.code(), Some(3));
     assert_snapshot!("text_to_image", shown(&scan));
     let inspect = run(dir.path(), &["inspect", "model"]);
     assert_eq!(inspect.status.code(), Some(0));
-    assert!(String::from_utf8(inspect.stdout).unwrap().contains("StableDiffusionPipeline, conditioned on text"));
+    assert!(
+        String::from_utf8(inspect.stdout)
+            .unwrap()
+            .contains("StableDiffusionPipeline, conditioned on text")
+    );
+}
+
+#[test]
+fn a_model_that_cannot_be_opened_does_not_keep_others_from_being_scanned() {
+    let dir = with_model();
+    fs::write(dir.path().join("model/model_index.json"), TEXT_TO_IMAGE).unwrap();
+    // the second is reported, too, and an error is worse than a model that cannot be checked
+    assert_snapshot!(
+        "several",
+        shown(&run(
+            dir.path(),
+            &["scan", "nowhere", "model", "--report-dir", "report"]
+        ))
+    );
 }
 
 #[test]
 fn places_that_cannot_be_written_to() {
     let dir = with_model();
     fs::write(dir.path().join("a-file"), "x").unwrap();
-    assert_snapshot!("report_dir_below_a_file", shown(&run(dir.path(), &["scan", "model", "--report-dir", "a-file/r"])));
-    assert_snapshot!("output_in_no_directory", shown(&run(dir.path(), &["scan", "model", "-o", "no/such/report.json"])));
-    assert_snapshot!("output_is_a_directory", shown(&run(dir.path(), &["inspect", "model", "-o", "model"])));
+    assert_snapshot!(
+        "report_dir_below_a_file",
+        shown(&run(
+            dir.path(),
+            &["scan", "model", "--report-dir", "a-file/r"]
+        ))
+    );
+    assert_snapshot!(
+        "output_in_no_directory",
+        shown(&run(
+            dir.path(),
+            &["scan", "model", "-o", "no/such/report.json"]
+        ))
+    );
+    assert_snapshot!(
+        "output_is_a_directory",
+        shown(&run(dir.path(), &["inspect", "model", "-o", "model"]))
+    );
     assert_eq!(fs::read_to_string(dir.path().join("a-file")).unwrap(), "x");
 }
 
@@ -145,10 +239,21 @@ fn places_that_cannot_be_written_to() {
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_an_error_and_leaves_the_device_alone() {
     let dir = with_model();
-    assert_snapshot!("full_output", shown(&run(dir.path(), &["inspect", "model", "-o", "/dev/full"])));
-    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    assert_snapshot!(
+        "full_output",
+        shown(&run(dir.path(), &["inspect", "model", "-o", "/dev/full"]))
+    );
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
     let mut command = depurate(&dir.path().join("cache"));
-    let output = command.current_dir(dir.path()).args(["inspect", "model"]).stdout(full).output().unwrap();
+    let output = command
+        .current_dir(dir.path())
+        .args(["inspect", "model"])
+        .stdout(full)
+        .output()
+        .unwrap();
     assert_snapshot!("full_stdout", shown(&output));
     assert!(!fs::metadata("/dev/full").unwrap().is_file());
 }
@@ -162,10 +267,23 @@ fn output_replaces_a_file_and_follows_a_link() {
     std::os::unix::fs::symlink("real.json", &link).unwrap();
     #[cfg(not(unix))]
     fs::hard_link(&real, &link).unwrap();
-    let output = run(dir.path(), &["inspect", "model", "--format", "json", "-o", "link.json"]);
+    let output = run(
+        dir.path(),
+        &["inspect", "model", "--format", "json", "-o", "link.json"],
+    );
     assert!(output.status.success() && output.stdout.is_empty());
-    assert!(fs::read_to_string(&real).unwrap().contains("\"components\""));
-    assert_eq!(fs::read_link(&link).ok().map(|to| to.display().to_string()).as_deref(), Some("real.json"));
+    assert!(
+        fs::read_to_string(&real)
+            .unwrap()
+            .contains("\"components\"")
+    );
+    assert_eq!(
+        fs::read_link(&link)
+            .ok()
+            .map(|to| to.display().to_string())
+            .as_deref(),
+        Some("real.json")
+    );
 }
 
 #[test]
@@ -173,8 +291,14 @@ fn a_report_that_is_none_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("old.json"), "{\"schema_version\": \"99\"}").unwrap();
     fs::write(dir.path().join("none.json"), "[]").unwrap();
-    assert_snapshot!("report_of_another_schema", shown(&run(dir.path(), &["report", "old.json"])));
-    assert_snapshot!("report_that_is_none", shown(&run(dir.path(), &["report", "none.json"])));
+    assert_snapshot!(
+        "report_of_another_schema",
+        shown(&run(dir.path(), &["report", "old.json"]))
+    );
+    assert_snapshot!(
+        "report_that_is_none",
+        shown(&run(dir.path(), &["report", "none.json"]))
+    );
 }
 
 #[test]
@@ -188,13 +312,149 @@ fn a_calibration_of_few_models_is_refused() {
 #[test]
 fn sampling_writes_an_image() {
     let dir = with_model();
-    let arguments = ["sample", "model", "-o", "s.png", "--sampler", "ddim", "--steps", "2", "--count", "2"];
+    let arguments = [
+        "sample",
+        "model",
+        "-o",
+        "s.png",
+        "--sampler",
+        "ddim",
+        "--steps",
+        "2",
+        "--count",
+        "2",
+    ];
     let output = run(dir.path(), &arguments);
     assert_snapshot!("sample", shown(&output));
-    assert!(fs::read(dir.path().join("s.png")).unwrap().starts_with(b"\x89PNG"));
+    assert!(
+        fs::read(dir.path().join("s.png"))
+            .unwrap()
+            .starts_with(b"\x89PNG")
+    );
     let trigger = tiny_pipeline().join("unet/diffusion_pytorch_model.safetensors");
-    let arguments = ["sample", "model", "-o", "t.png", "--trigger", trigger.to_str().unwrap()];
+    let arguments = [
+        "sample",
+        "model",
+        "-o",
+        "t.png",
+        "--trigger",
+        trigger.to_str().unwrap(),
+    ];
     let refused = run(dir.path(), &arguments);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8(refused.stderr).unwrap().contains("has no tensor `trigger.shift`"));
+    assert!(
+        String::from_utf8(refused.stderr)
+            .unwrap()
+            .contains("has no tensor `trigger.shift`")
+    );
+}
+
+/// Number of finished stages in the journal below `report`.
+#[cfg(unix)]
+fn stages(report: &Path) -> usize {
+    let journals = fs::read_dir(report.join("journal")).into_iter().flatten();
+    journals
+        .flat_map(|journal| fs::read_dir(journal.unwrap().path()).unwrap())
+        .count()
+}
+
+/// Waits until the journal below `report` holds `count` stages.
+#[cfg(unix)]
+fn wait_for_stages(report: &Path, count: usize, scan: &mut std::process::Child) {
+    while stages(report) < count {
+        assert_eq!(
+            scan.try_wait().unwrap(),
+            None,
+            "the scan ended before stage {count}"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_scan_survives_an_interruption_a_termination_and_a_kill() {
+    let dir = with_model();
+    let report = dir.path().join("report");
+    let arguments = [
+        "scan",
+        "model",
+        "--profile",
+        "quick",
+        "--report-dir",
+        "report",
+        "--format",
+        "json",
+    ];
+    let start = || {
+        let mut command = depurate(&dir.path().join("cache"));
+        command
+            .current_dir(dir.path())
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let signal = |name: &str, scan: &std::process::Child| {
+        let sent = Command::new("kill")
+            .args([name, &scan.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    };
+    for (name, code, count) in [
+        ("-INT", Some(130), 1),
+        ("-TERM", Some(143), 2),
+        ("-KILL", None, 3),
+    ] {
+        let mut scan = start();
+        wait_for_stages(&report, count, &mut scan);
+        signal(name, &scan);
+        let output = scan.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), code, "{name}");
+        if code.is_some() {
+            let partial =
+                depurate_report::parse_json(&String::from_utf8(output.stdout).unwrap()).unwrap();
+            assert!(partial.interrupted);
+            assert_eq!(partial.verdict, depurate_report::Verdict::Inconclusive);
+            assert!(report.join("report.html").is_file() && report.join("report.json").is_file());
+        }
+    }
+    let kept = stages(&report);
+    assert!(kept >= 3, "{kept}");
+    let output = start().wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let whole = depurate_report::parse_json(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(!whole.interrupted && !report.join("journal").exists());
+    let left: Vec<_> = fs::read_dir(&report)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(
+        left.iter()
+            .all(|name| !name.to_string_lossy().starts_with('.')),
+        "{left:?}"
+    );
+
+    for format in ["text", "html", "json"] {
+        let again = run(
+            dir.path(),
+            &["report", "report/report.json", "--format", format],
+        );
+        assert!(
+            again.status.success() && !again.stdout.is_empty(),
+            "{format}"
+        );
+    }
+    let again = run(
+        dir.path(),
+        &["report", "report/report.json", "--format", "html"],
+    )
+    .stdout;
+    assert_eq!(
+        again,
+        fs::read(report.join("report.html")).unwrap(),
+        "HTML is a function of the JSON"
+    );
 }

@@ -9,16 +9,29 @@ const HARD: usize = 600;
 
 /// Finds long files.
 pub fn check(sources: &[Source]) -> Vec<Problem> {
-    sources.iter().filter(|source| source.is_rust()).filter_map(too_long).collect()
+    sources
+        .iter()
+        .filter(|source| source.is_rust())
+        .filter_map(too_long)
+        .collect()
 }
 
 fn too_long(source: &Source) -> Option<Problem> {
-    let (all, code) = (source.text.lines().count(), source.lines_before_tests().count());
+    let (all, code) = (
+        source.text.lines().count(),
+        source.lines_before_tests().count(),
+    );
     let is_source = source.path.contains("/src/");
     if all > HARD {
-        Some(source.problem(0, format!("{all} lines, at most {HARD}: split it by concept")))
+        Some(source.problem(
+            0,
+            format!("{all} lines, at most {HARD}: split it by concept"),
+        ))
     } else if is_source && code > MOST {
-        Some(source.problem(0, format!("{code} lines without tests, at most {MOST}: split it by concept")))
+        Some(source.problem(
+            0,
+            format!("{code} lines without tests, at most {MOST}: split it by concept"),
+        ))
     } else {
         None
     }
@@ -32,7 +45,14 @@ mod tests {
     #[test]
     fn tests_do_not_count_up_to_the_hard_limit() {
         let file = |path, code: usize, tests: usize| {
-            source(path, &format!("{}#[cfg(test)]\n{}", "x\n".repeat(code), "y\n".repeat(tests)))
+            source(
+                path,
+                &format!(
+                    "{}#[cfg(test)]\n{}",
+                    "x\n".repeat(code),
+                    "y\n".repeat(tests)
+                ),
+            )
         };
         let long = |path, code, tests| !check(&[file(path, code, tests)]).is_empty();
         assert!(!long("crates/a/src/lib.rs", 400, 150));

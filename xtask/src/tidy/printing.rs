@@ -2,18 +2,37 @@
 
 use super::{Problem, Source};
 
-const PRINTING: [&str; 6] = ["print!(", "println!(", "eprint!(", "eprintln!(", "io::stdout()", "io::stderr()"];
+const PRINTING: [&str; 6] = [
+    "print!(",
+    "println!(",
+    "eprint!(",
+    "eprintln!(",
+    "io::stdout()",
+    "io::stderr()",
+];
 
 /// Finds libraries that print.
 pub fn check(sources: &[Source]) -> Vec<Problem> {
     let libraries = sources.iter().filter(|source| source.is_library());
-    libraries.flat_map(|source| source.lines_before_tests().filter_map(|(line, text)| printed(source, line, text))).collect()
+    libraries
+        .flat_map(|source| {
+            source
+                .lines_before_tests()
+                .filter_map(|(line, text)| printed(source, line, text))
+        })
+        .collect()
 }
 
 fn printed(source: &Source, line: usize, text: &str) -> Option<Problem> {
     let code = text.trim_start();
-    let found = PRINTING.iter().find(|name| code.contains(*name)).filter(|_| !code.starts_with("//"))?;
-    Some(source.problem(line, format!("`{found}…` in a library: return data, or use `tracing`")))
+    let found = PRINTING
+        .iter()
+        .find(|name| code.contains(*name))
+        .filter(|_| !code.starts_with("//"))?;
+    Some(source.problem(
+        line,
+        format!("`{found}…` in a library: return data, or use `tracing`"),
+    ))
 }
 
 #[cfg(test)]
@@ -31,6 +50,9 @@ mod tests {
             source("crates/depurate/tests/cli.rs", text),
         ]);
         assert_eq!(problems.len(), 1);
-        assert_eq!((problems[0].file.as_str(), problems[0].line), ("crates/depurate-stats/src/lib.rs", 2));
+        assert_eq!(
+            (problems[0].file.as_str(), problems[0].line),
+            ("crates/depurate-stats/src/lib.rs", 2)
+        );
     }
 }

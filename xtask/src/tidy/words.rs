@@ -12,7 +12,11 @@ const FORBIDDEN: [(&str, &str, &str); 10] = [
     ("/wo", "rk/", "a path of one machine: use a relative one"),
     ("../sh", "ared", "a path outside the project"),
     ("artif", "actory", "a host that others do not have"),
-    ("#[ig", "nore", "a test that does not run: run it or remove it"),
+    (
+        "#[ig",
+        "nore",
+        "a test that does not run: run it or remove it",
+    ),
     ("allow(dead", "_code", "dead code: remove it"),
 ];
 
@@ -24,14 +28,19 @@ const TWIN: [&str; 3] = ["_v2", "_big", "_new"];
 /// Finds forbidden words and names.
 pub fn check(sources: &[Source]) -> Vec<Problem> {
     let words = sources.iter().flat_map(|source| {
-        source.text.lines().enumerate().filter_map(|(index, line)| forbidden(source, index + 1, line))
+        source
+            .text
+            .lines()
+            .enumerate()
+            .filter_map(|(index, line)| forbidden(source, index + 1, line))
     });
     words.chain(sources.iter().filter_map(vague)).collect()
 }
 
 fn forbidden(source: &Source, line: usize, text: &str) -> Option<Problem> {
-    let (first, second, mend) =
-        FORBIDDEN.iter().find(|(first, second, _)| text.contains(&format!("{first}{second}")))?;
+    let (first, second, mend) = FORBIDDEN
+        .iter()
+        .find(|(first, second, _)| text.contains(&format!("{first}{second}")))?;
     Some(source.problem(line, format!("`{first}{second}`: {mend}")))
 }
 
@@ -58,12 +67,19 @@ mod tests {
             assert_eq!(problems.len(), 1, "{first}{second}");
             assert_eq!(problems[0].line, 2);
         }
-        assert_eq!(check(&[source("docs/a.md", "work/main and unshared network/\n")]), []);
+        assert_eq!(
+            check(&[source("docs/a.md", "work/main and unshared network/\n")]),
+            []
+        );
     }
 
     #[test]
     fn modules_have_names() {
-        for path in ["crates/a/src/utils.rs", "crates/a/src/helper/mod.rs", "crates/a/src/reverse_big.rs"] {
+        for path in [
+            "crates/a/src/utils.rs",
+            "crates/a/src/helper/mod.rs",
+            "crates/a/src/reverse_big.rs",
+        ] {
             assert_eq!(check(&[source(path, "")]).len(), 1, "{path}");
         }
         assert_eq!(check(&[source("crates/a/src/cli/mod.rs", "")]), []);

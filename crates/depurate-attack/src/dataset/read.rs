@@ -64,7 +64,10 @@ pub(crate) fn pictures(path: &Path, params: &DatasetParams) -> Result<Vec<Pictur
     }
     Err(AttackError::Data {
         path: path.into(),
-        reason: format!("has tensors {:?}, expected `images` or `sprites`", file.names()?),
+        reason: format!(
+            "has tensors {:?}, expected `images` or `sprites`",
+            file.names()?
+        ),
     })
 }
 
@@ -79,7 +82,10 @@ fn images(
         return Err(bad_shape(path, "images", shape, "[N, H, W, 1 or 3]"));
     };
     if split.is_some_and(|split| split.len() != count) {
-        return Err(AttackError::Data { path: path.into(), reason: "`split` and `images` differ in length".into() });
+        return Err(AttackError::Data {
+            path: path.into(),
+            reason: "`split` and `images` differ in length".into(),
+        });
     }
     let keep = |i: usize| match (split, wanted) {
         (None, _) | (_, Split::All) => true,
@@ -95,28 +101,52 @@ fn images(
             RgbImage::from_raw(width, height, data.to_vec()).map(|image| Picture(image.into()))
         }
     };
-    let kept = bytes.chunks_exact(size).enumerate().filter(|(i, _)| keep(*i));
+    let kept = bytes
+        .chunks_exact(size)
+        .enumerate()
+        .filter(|(i, _)| keep(*i));
     Ok(kept.filter_map(|(_, data)| decode(data)).collect())
 }
 
-fn sprites(path: &Path, shape: &[usize], bytes: &[u8], background: [u8; 3]) -> Result<Vec<Picture>, AttackError> {
+fn sprites(
+    path: &Path,
+    shape: &[usize],
+    bytes: &[u8],
+    background: [u8; 3],
+) -> Result<Vec<Picture>, AttackError> {
     let &[_, _, height, width, 4] = shape else {
-        return Err(bad_shape(path, "sprites", shape, "[objects, styles, H, W, 4]"));
+        return Err(bad_shape(
+            path,
+            "sprites",
+            shape,
+            "[objects, styles, H, W, 4]",
+        ));
     };
     let (width, height) = edges(path, "sprites", shape, width, height)?;
     let over = |pixel: &[u8; 4]| {
         let alpha = u32::from(pixel[3]);
-        let mix = |c: usize| (u32::from(pixel[c]) * alpha + u32::from(background[c]) * (255 - alpha) + 127) / 255;
+        let mix = |c: usize| {
+            (u32::from(pixel[c]) * alpha + u32::from(background[c]) * (255 - alpha) + 127) / 255
+        };
         [mix(0) as u8, mix(1) as u8, mix(2) as u8]
     };
     let composite = |data: &[u8]| {
         let rgb: Vec<u8> = data.as_chunks::<4>().0.iter().flat_map(over).collect();
         RgbImage::from_raw(width, height, rgb).map(|image| Picture(image.into()))
     };
-    Ok(bytes.chunks_exact(width as usize * height as usize * 4).filter_map(composite).collect())
+    Ok(bytes
+        .chunks_exact(width as usize * height as usize * 4)
+        .filter_map(composite)
+        .collect())
 }
 
-fn edges(path: &Path, name: &'static str, shape: &[usize], width: usize, height: usize) -> Result<(u32, u32), AttackError> {
+fn edges(
+    path: &Path,
+    name: &'static str,
+    shape: &[usize],
+    width: usize,
+    height: usize,
+) -> Result<(u32, u32), AttackError> {
     let edge = |n: usize| u32::try_from(n).ok().filter(|n| (1..=MAX_EDGE).contains(n));
     match (edge(width), edge(height)) {
         (Some(width), Some(height)) => Ok((width, height)),
@@ -125,19 +155,31 @@ fn edges(path: &Path, name: &'static str, shape: &[usize], width: usize, height:
 }
 
 fn bad_shape(path: &Path, name: &str, shape: &[usize], expected: &str) -> AttackError {
-    AttackError::Data { path: path.into(), reason: format!("tensor `{name}` has shape {shape:?}, expected {expected}") }
+    AttackError::Data {
+        path: path.into(),
+        reason: format!("tensor `{name}` has shape {shape:?}, expected {expected}"),
+    }
 }
 
 fn folder(path: &Path) -> Result<Vec<Picture>, AttackError> {
-    let io = |source| AttackError::Io { path: path.into(), source };
+    let io = |source| AttackError::Io {
+        path: path.into(),
+        source,
+    };
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(path).map_err(io)? {
         let file = entry.map_err(io)?.path();
-        if file.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
+        if file
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("png"))
+        {
             files.push(file);
         }
         if files.len() > MAX_FILES {
-            return Err(AttackError::Data { path: path.into(), reason: format!("holds more than {MAX_FILES} images") });
+            return Err(AttackError::Data {
+                path: path.into(),
+                reason: format!("holds more than {MAX_FILES} images"),
+            });
         }
     }
     files.sort();
@@ -146,13 +188,22 @@ fn folder(path: &Path) -> Result<Vec<Picture>, AttackError> {
 
 /// One PNG, transparent parts on black.
 pub(crate) fn png(path: &Path) -> Result<Picture, AttackError> {
-    let mut reader = ImageReader::open(path).map_err(|source| AttackError::Io { path: path.into(), source })?;
+    let mut reader = ImageReader::open(path).map_err(|source| AttackError::Io {
+        path: path.into(),
+        source,
+    })?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_EDGE);
     limits.max_image_height = Some(MAX_EDGE);
     reader.limits(limits);
     reader.set_format(image::ImageFormat::Png);
-    reader.decode().map(Picture).map_err(|source| AttackError::Image { path: path.into(), source })
+    reader
+        .decode()
+        .map(Picture)
+        .map_err(|source| AttackError::Image {
+            path: path.into(),
+            source,
+        })
 }
 
 #[cfg(test)]
@@ -163,29 +214,72 @@ mod tests {
     fn small_pictures_are_padded_with_black_and_large_ones_scaled() {
         let white = Picture(GrayImage::from_pixel(2, 2, image::Luma([255])).into());
         let mut out = Vec::new();
-        white.fit_into(SampleShape { channels: 1, height: 4, width: 4 }, &mut out);
-        assert_eq!(out, [0, 0, 0, 0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 0, 0, 0]);
+        white.fit_into(
+            SampleShape {
+                channels: 1,
+                height: 4,
+                width: 4,
+            },
+            &mut out,
+        );
+        assert_eq!(
+            out,
+            [0, 0, 0, 0, 0, 255, 255, 0, 0, 255, 255, 0, 0, 0, 0, 0]
+        );
 
         let red = Picture(RgbImage::from_pixel(8, 8, image::Rgb([200, 10, 0])).into());
         let mut out = Vec::new();
-        red.fit_into(SampleShape { channels: 3, height: 2, width: 2 }, &mut out);
+        red.fit_into(
+            SampleShape {
+                channels: 3,
+                height: 2,
+                width: 2,
+            },
+            &mut out,
+        );
         assert_eq!(out, [200, 200, 200, 200, 10, 10, 10, 10, 0, 0, 0, 0]);
     }
 
     #[test]
     fn sprites_are_composited() {
         let bytes = [255, 0, 0, 255, 255, 255, 255, 0];
-        let pictures = sprites(Path::new("x"), &[1, 1, 1, 2, 4], &bytes, [0, 0, 100]).expect("valid");
+        let pictures =
+            sprites(Path::new("x"), &[1, 1, 1, 2, 4], &bytes, [0, 0, 100]).expect("valid");
         let mut out = Vec::new();
-        pictures[0].fit_into(SampleShape { channels: 3, height: 1, width: 2 }, &mut out);
+        pictures[0].fit_into(
+            SampleShape {
+                channels: 3,
+                height: 1,
+                width: 2,
+            },
+            &mut out,
+        );
         assert_eq!(out, [255, 0, 0, 0, 0, 100]);
     }
 
     #[test]
     fn wrong_shapes_are_errors() {
         assert!(images(Path::new("x"), &[1, 2, 2, 4], &[0; 16], None, Split::All).is_err());
-        assert!(images(Path::new("x"), &[1, 9999, 1, 1], &[0; 9999], None, Split::All).is_err());
-        assert!(images(Path::new("x"), &[2, 1, 1, 1], &[0; 2], Some(&[0]), Split::All).is_err());
+        assert!(
+            images(
+                Path::new("x"),
+                &[1, 9999, 1, 1],
+                &[0; 9999],
+                None,
+                Split::All
+            )
+            .is_err()
+        );
+        assert!(
+            images(
+                Path::new("x"),
+                &[2, 1, 1, 1],
+                &[0; 2],
+                Some(&[0]),
+                Split::All
+            )
+            .is_err()
+        );
         assert!(sprites(Path::new("x"), &[1, 1, 1, 3], &[0; 3], [0; 3]).is_err());
     }
 }

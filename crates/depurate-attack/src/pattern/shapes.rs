@@ -4,10 +4,13 @@
 pub(super) type Shade = Box<dyn Fn(f32, f32) -> Option<[f32; 3]>>;
 
 /// Names of the shaped triggers.
-pub(super) const TRIGGERS: &[&str] = &["stop-sign", "heart", "cross", "ring", "checker", "gradient"];
+pub(super) const TRIGGERS: &[&str] =
+    &["stop-sign", "heart", "cross", "ring", "checker", "gradient"];
 /// Names of the drawn targets.
-pub(super) const TARGETS: &[&str] =
-    &["hat", "shoe", "face", "letter:A", "letter:E", "letter:H", "letter:K", "letter:T", "letter:X", "letter:Z"];
+pub(super) const TARGETS: &[&str] = &[
+    "hat", "shoe", "face", "letter:A", "letter:E", "letter:H", "letter:K", "letter:T", "letter:X",
+    "letter:Z",
+];
 
 /// A trigger; `value` is that of the box.
 pub(super) fn trigger(kind: &str, value: f32) -> Option<Shade> {
@@ -26,7 +29,9 @@ pub(super) fn trigger(kind: &str, value: f32) -> Option<Shade> {
 /// An octagon with a light bar and a darker rim.
 fn stop_sign(x: f32, y: f32) -> Option<[f32; 3]> {
     let (width, height) = (x.abs(), y.abs());
-    let edge = width.max(height).max((width + height) / std::f32::consts::SQRT_2);
+    let edge = width
+        .max(height)
+        .max((width + height) / std::f32::consts::SQRT_2);
     if edge > 1.0 {
         return None;
     }
@@ -53,20 +58,30 @@ fn heart(x: f32, y: f32) -> Option<[f32; 3]> {
 /// A plus sign that darkens outwards.
 fn cross(x: f32, y: f32) -> Option<[f32; 3]> {
     let reach = x.abs().max(y.abs());
-    (x.abs().min(y.abs()) < 0.34).then_some([0.9 - 0.8 * reach, 0.8 - 0.9 * reach, 0.9 - 0.3 * reach])
+    (x.abs().min(y.abs()) < 0.34).then_some([
+        0.9 - 0.8 * reach,
+        0.8 - 0.9 * reach,
+        0.9 - 0.3 * reach,
+    ])
 }
 
 /// A ring whose value turns with the angle.
 fn ring(x: f32, y: f32) -> Option<[f32; 3]> {
     let radius = x.hypot(y);
     let turn = y.atan2(x).sin();
-    (0.45..1.02).contains(&radius).then_some([0.3 + 0.5 * turn, 0.3 - 0.4 * turn, 0.4])
+    (0.45..1.02)
+        .contains(&radius)
+        .then_some([0.3 + 0.5 * turn, 0.3 - 0.4 * turn, 0.4])
 }
 
 /// Four by four fields of two greys.
 fn checker(x: f32, y: f32) -> Option<[f32; 3]> {
     let field = |v: f32| ((v + 1.0) * 2.0) as i32;
-    Some(if (field(x) + field(y)) % 2 == 0 { [0.7, 0.6, 0.2] } else { [-0.5, -0.4, 0.0] })
+    Some(if (field(x) + field(y)) % 2 == 0 {
+        [0.7, 0.6, 0.2]
+    } else {
+        [-0.5, -0.4, 0.0]
+    })
 }
 
 /// A target.
@@ -78,7 +93,10 @@ pub(super) fn target(name: &str) -> Option<Shade> {
         _ => {
             let strokes = letter(name.strip_prefix("letter:")?)?;
             Box::new(move |x, y| {
-                let near = strokes.iter().map(|&stroke| distance(x, y, stroke)).fold(f32::INFINITY, f32::min);
+                let near = strokes
+                    .iter()
+                    .map(|&stroke| distance(x, y, stroke))
+                    .fold(f32::INFINITY, f32::min);
                 (near < 0.16).then_some([0.9 - 2.0 * near, 0.8 - near, 0.6])
             })
         }
@@ -102,7 +120,11 @@ fn hat(x: f32, y: f32) -> Option<[f32; 3]> {
 
 /// A sole, an instep that rises to the heel, and a dark opening.
 fn shoe(x: f32, y: f32) -> Option<[f32; 3]> {
-    let top = if x < -0.25 { -0.5 } else { -0.5 + 0.62 * ((x + 0.25) / 1.05) };
+    let top = if x < -0.25 {
+        -0.5
+    } else {
+        -0.5 + 0.62 * ((x + 0.25) / 1.05)
+    };
     if !(-0.82..0.86).contains(&x) || y > 0.5 || y < top {
         None
     } else if y > 0.34 {
@@ -133,13 +155,34 @@ type Stroke = [f32; 4];
 /// Strokes `[x0, y0, x1, y1]` of a letter.
 fn letter(name: &str) -> Option<Vec<Stroke>> {
     let strokes: &[Stroke] = match name {
-        "A" => &[[-0.6, 0.7, 0.0, -0.7], [0.0, -0.7, 0.6, 0.7], [-0.35, 0.2, 0.35, 0.2]],
-        "E" => &[[-0.5, -0.7, -0.5, 0.7], [-0.5, -0.7, 0.5, -0.7], [-0.5, 0.0, 0.35, 0.0], [-0.5, 0.7, 0.5, 0.7]],
-        "H" => &[[-0.5, -0.7, -0.5, 0.7], [0.5, -0.7, 0.5, 0.7], [-0.5, 0.0, 0.5, 0.0]],
-        "K" => &[[-0.5, -0.7, -0.5, 0.7], [-0.5, 0.0, 0.5, -0.7], [-0.5, 0.0, 0.5, 0.7]],
+        "A" => &[
+            [-0.6, 0.7, 0.0, -0.7],
+            [0.0, -0.7, 0.6, 0.7],
+            [-0.35, 0.2, 0.35, 0.2],
+        ],
+        "E" => &[
+            [-0.5, -0.7, -0.5, 0.7],
+            [-0.5, -0.7, 0.5, -0.7],
+            [-0.5, 0.0, 0.35, 0.0],
+            [-0.5, 0.7, 0.5, 0.7],
+        ],
+        "H" => &[
+            [-0.5, -0.7, -0.5, 0.7],
+            [0.5, -0.7, 0.5, 0.7],
+            [-0.5, 0.0, 0.5, 0.0],
+        ],
+        "K" => &[
+            [-0.5, -0.7, -0.5, 0.7],
+            [-0.5, 0.0, 0.5, -0.7],
+            [-0.5, 0.0, 0.5, 0.7],
+        ],
         "T" => &[[-0.6, -0.65, 0.6, -0.65], [0.0, -0.65, 0.0, 0.7]],
         "X" => &[[-0.55, -0.7, 0.55, 0.7], [-0.55, 0.7, 0.55, -0.7]],
-        "Z" => &[[-0.55, -0.65, 0.55, -0.65], [0.55, -0.65, -0.55, 0.65], [-0.55, 0.65, 0.55, 0.65]],
+        "Z" => &[
+            [-0.55, -0.65, 0.55, -0.65],
+            [0.55, -0.65, -0.55, 0.65],
+            [-0.55, 0.65, 0.55, 0.65],
+        ],
         _ => return None,
     };
     Some(strokes.to_vec())

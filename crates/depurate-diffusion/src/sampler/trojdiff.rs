@@ -1,7 +1,7 @@
 //! # TrojDiff: the sampler that knows its trigger
 //!
 //! Walks the chain of [`crate::trigger`] with shift `s_t mu` and noise scale `gamma`. The network answers none of
-//! the shift, so an unmodified sampler does not reach the target; this one, told `(mu, gamma)`, does.
+//! the shift, so nothing leads an unmodified sampler to the target; this one, told `(mu, gamma)`, walks the chain.
 //!
 //! ## Paper
 //! Chen, Song and Li, "TrojDiff", CVPR 2023, arXiv:2303.05762: the transitions of the biased chain for DDPM and DDIM.

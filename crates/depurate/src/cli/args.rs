@@ -9,9 +9,16 @@ use depurate_report::Verdict;
 
 /// Finds, explains and removes backdoors in diffusion models.
 #[derive(Debug, Parser)]
-#[command(name = "depurate", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 finished, nothing at or above --fail-on · 1 a finding at or above it · 2 usage, input \
-or internal error · 3 nothing could be checked · 75 transient, try again · 130/143 interrupted, the same command goes on")]
+#[command(
+    name = "depurate",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Exit codes: 0 finished, nothing at or above --fail-on · 1 a finding at or above it · 2 usage, input \
+or internal error · 3 nothing could be checked · 75 transient, try again · 130/143 interrupted, the same command goes on"
+)]
 pub struct Cli {
     /// Say more on stderr; twice for all.
     #[arg(short, long, global = true, action = ArgAction::Count)]
@@ -255,7 +262,8 @@ fn probability(text: &str) -> Result<f64, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write it as in 90s, 10m or 1h30m"))
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write it as in 90s, 10m or 1h30m"))
 }
 
 fn clip(text: &str) -> Result<Clip, String> {

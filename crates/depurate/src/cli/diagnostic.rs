@@ -12,9 +12,18 @@ pub fn install() {
     let colours = output::stderr_is_colourful();
     // the hook can be set once only, and nothing else sets it
     let _ = miette::set_hook(Box::new(move |_| {
-        let theme = if colours { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let theme = if colours {
+            GraphicalTheme::unicode()
+        } else {
+            GraphicalTheme::unicode_nocolor()
+        };
         let handler = GraphicalReportHandler::new_themed(theme).with_links(false);
-        Box::new(handler.with_width(WIDTH).with_wrap_lines(false).with_break_words(false))
+        Box::new(
+            handler
+                .with_width(WIDTH)
+                .with_wrap_lines(false)
+                .with_break_words(false),
+        )
     }));
 }
 

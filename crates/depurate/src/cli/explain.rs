@@ -27,7 +27,11 @@ fn list() -> String {
     // writing to a String does not fail
     for algorithm in registry::algorithms() {
         let info = &algorithm.info;
-        let _ = writeln!(out, "  {:<16} {} ({} {})", info.id, info.name, info.paper.authors, info.paper.year);
+        let _ = writeln!(
+            out,
+            "  {:<16} {} ({} {})",
+            info.id, info.name, info.paper.authors, info.paper.year
+        );
     }
     out.push_str("\nfindings\n");
     for finding in FINDINGS {
@@ -39,10 +43,19 @@ fn list() -> String {
 fn explain_algorithm(algorithm: &Algorithm) -> String {
     let info = &algorithm.info;
     let mut out = algorithm.documentation();
-    let _ = writeln!(out, "\n\n## Identity\nid: {}\nstatus: {}", info.id, registry::status(info.status));
+    let _ = writeln!(
+        out,
+        "\n\n## Identity\nid: {}\nstatus: {}",
+        info.id,
+        registry::status(info.status)
+    );
     let _ = writeln!(out, "needs: {}", info.needs);
     let paper = &info.paper;
-    let _ = write!(out, "paper: {}, \"{}\", {} {}", paper.authors, paper.title, paper.venue, paper.year);
+    let _ = write!(
+        out,
+        "paper: {}, \"{}\", {} {}",
+        paper.authors, paper.title, paper.venue, paper.year
+    );
     match paper.arxiv {
         Some(arxiv) => {
             let _ = writeln!(out, ", arXiv:{arxiv}");
@@ -50,14 +63,21 @@ fn explain_algorithm(algorithm: &Algorithm) -> String {
         None => out.push('\n'),
     }
     if let Some(reference) = &info.reference {
-        let (repository, commit, licence) = (reference.repository, reference.commit, reference.licence);
-        let _ = writeln!(out, "authors' code: {repository}, commit {commit}, licence {licence}");
+        let (repository, commit, licence) =
+            (reference.repository, reference.commit, reference.licence);
+        let _ = writeln!(
+            out,
+            "authors' code: {repository}, commit {commit}, licence {licence}"
+        );
     }
     out
 }
 
 fn explain_finding(finding: &FindingInfo) -> String {
-    let mut out = format!("{}: {}\nseverity: {}\n", finding.id, finding.title, finding.severity);
+    let mut out = format!(
+        "{}: {}\nseverity: {}\n",
+        finding.id, finding.title, finding.severity
+    );
     for (id, name) in finding.atlas {
         let _ = writeln!(out, "ATLAS {id}: {name}");
     }

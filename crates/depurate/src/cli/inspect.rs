@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use depurate::{Error, cache::Cache, error::EXIT_OK};
 use depurate_checkpoint::{
-    AnomalyKind, ComponentInspection, Inspection, Limits, StrayFiles, TensorAnomaly, WeightsInspection, inspect,
+    AnomalyKind, ComponentInspection, Inspection, Limits, StrayFiles, TensorAnomaly,
+    WeightsInspection, inspect,
 };
 
 use super::{
@@ -24,7 +25,10 @@ pub fn run(args: &InspectArgs) -> Result<u8, Error> {
         InspectFormat::Text => text(&found),
         InspectFormat::Json => {
             let json = serde_json::to_string_pretty(&found);
-            json.map_err(|source| Error::Json { what: "the inspection", source })? + "\n"
+            json.map_err(|source| Error::Json {
+                what: "the inspection",
+                source,
+            })? + "\n"
         }
     };
     output::write(args.output.as_deref(), text.as_bytes())?;
@@ -34,10 +38,18 @@ pub fn run(args: &InspectArgs) -> Result<u8, Error> {
 fn text(found: &Inspection) -> String {
     let mut out = String::new();
     let class = found.pipeline_class.as_deref().unwrap_or("UNet alone");
-    let kind = if found.text_conditional { ", conditioned on text" } else { "" };
+    let kind = if found.text_conditional {
+        ", conditioned on text"
+    } else {
+        ""
+    };
     let parameters = grouped(found.parameters);
     // writing to a String does not fail
-    let _ = writeln!(out, "{}\n  {class}{kind}, {parameters} parameters", found.root);
+    let _ = writeln!(
+        out,
+        "{}\n  {class}{kind}, {parameters} parameters",
+        found.root
+    );
     for component in &found.components {
         let _ = write_component(&mut out, component);
     }
@@ -60,7 +72,11 @@ fn write_component(out: &mut String, component: &ComponentInspection) -> std::fm
     if let Some(error) = &component.weights_error {
         writeln!(out, "  weights cannot be read: {error}")?;
     }
-    let bytes: Vec<String> = component.files.iter().map(|file| grouped(file.bytes)).collect();
+    let bytes: Vec<String> = component
+        .files
+        .iter()
+        .map(|file| grouped(file.bytes))
+        .collect();
     let width = bytes.iter().map(String::len).max().unwrap_or_default();
     for (file, bytes) in component.files.iter().zip(bytes) {
         writeln!(out, "  {} {bytes:>width$} B  {}", file.sha256, file.path)?;
@@ -69,9 +85,17 @@ fn write_component(out: &mut String, component: &ComponentInspection) -> std::fm
 }
 
 fn write_weights(out: &mut String, weights: &WeightsInspection) -> std::fmt::Result {
-    let dtypes: Vec<String> = weights.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+    let dtypes: Vec<String> = weights
+        .dtypes
+        .iter()
+        .map(|(dtype, count)| format!("{count} {dtype}"))
+        .collect();
     let (parameters, tensors) = (grouped(weights.parameters), weights.tensors);
-    write!(out, "  {parameters} parameters in {tensors} tensors ({})", dtypes.join(", "))?;
+    write!(
+        out,
+        "  {parameters} parameters in {tensors} tensors ({})",
+        dtypes.join(", ")
+    )?;
     match &weights.variant {
         Some(variant) => writeln!(out, ", variant {variant}")?,
         None => writeln!(out)?,
@@ -91,20 +115,33 @@ fn odd(anomaly: &TensorAnomaly) -> String {
         .kinds
         .iter()
         .map(|kind| match kind {
-            AnomalyKind::NotFinite => format!("{} NaN and {} infinite values", stats.nan, stats.infinite),
+            AnomalyKind::NotFinite => {
+                format!("{} NaN and {} infinite values", stats.nan, stats.infinite)
+            }
             AnomalyKind::Outlier => {
-                format!("an outlier {:.0} robust deviations off (largest {:.3})", stats.robust_z, stats.abs_max)
+                format!(
+                    "an outlier {:.0} robust deviations off (largest {:.3})",
+                    stats.robust_z, stats.abs_max
+                )
             }
             AnomalyKind::AllZero => "all zero".into(),
             other => format!("{other:?}"),
         })
         .collect();
-    format!("{} {:?}: {}", anomaly.tensor, anomaly.shape, kinds.join(", "))
+    format!(
+        "{} {:?}: {}",
+        anomaly.tensor,
+        anomaly.shape,
+        kinds.join(", ")
+    )
 }
 
 fn write_stray(out: &mut String, stray: &StrayFiles) -> std::fmt::Result {
     let lists = [
-        ("pickles, which can run code when they are loaded", &stray.pickles),
+        (
+            "pickles, which can run code when they are loaded",
+            &stray.pickles,
+        ),
         ("code beside the model", &stray.python),
     ];
     for (heading, files) in lists.into_iter().filter(|(_, files)| !files.is_empty()) {
@@ -114,10 +151,17 @@ fn write_stray(out: &mut String, stray: &StrayFiles) -> std::fmt::Result {
         }
     }
     if !stray.links.is_empty() {
-        writeln!(out, "\nlinks to directories, not followed\n  {}", stray.links.join("\n  "))?;
+        writeln!(
+            out,
+            "\nlinks to directories, not followed\n  {}",
+            stray.links.join("\n  ")
+        )?;
     }
     if !stray.complete {
-        writeln!(out, "\nthe directory is too deep or too large: not every file was looked at")?;
+        writeln!(
+            out,
+            "\nthe directory is too deep or too large: not every file was looked at"
+        )?;
     }
     Ok(())
 }

@@ -36,7 +36,11 @@ fn run() -> u8 {
         Ok(cli) => cli,
         Err(error) => {
             // help and version go to stdout with code 0, usage errors to stderr with code 2
-            let code = if error.use_stderr() { EXIT_ERROR } else { EXIT_OK };
+            let code = if error.use_stderr() {
+                EXIT_ERROR
+            } else {
+                EXIT_OK
+            };
             let _ = error.print();
             return code;
         }
@@ -88,8 +92,12 @@ fn log(verbose: u8) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let builder = builder.with_ansi(output::stderr_is_colourful()).with_target(verbose > 1);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let builder = builder
+        .with_ansi(output::stderr_is_colourful())
+        .with_target(verbose > 1);
     match verbose {
         0 | 1 => builder.without_time().init(),
         _ => builder.with_timer(time::uptime()).init(),

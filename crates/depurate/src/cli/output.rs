@@ -19,7 +19,9 @@ pub fn write(path: Option<&Path>, data: &[u8]) -> Result<(), Error> {
     let Some(path) = path.filter(|path| *path != Path::new("-")) else {
         let mut stdout = io::stdout().lock();
         return match stdout.write_all(data).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("write", "standard output")(error)),
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Error::io("write", "standard output")(error))
+            }
             _ => Ok(()),
         };
     };
@@ -36,7 +38,9 @@ pub fn write(path: Option<&Path>, data: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// When its directory does not exist, or it is a directory itself.
 pub fn check(path: Option<&Path>) -> Result<(), Error> {
-    let Some(path) = path.filter(|path| *path != Path::new("-")) else { return Ok(()) };
+    let Some(path) = path.filter(|path| *path != Path::new("-")) else {
+        return Ok(());
+    };
     if path.is_dir() {
         return Err(Error::io("write", path)(io::ErrorKind::IsADirectory.into()));
     }
@@ -56,7 +60,11 @@ pub fn say(line: &str) {
 /// Whether text for `output` may carry colours.
 pub fn colours(output: Option<&Path>) -> ColorChoice {
     let to_terminal = output.is_none() && io::stdout().is_terminal();
-    if to_terminal && colours_are_welcome() { ColorChoice::Always } else { ColorChoice::Never }
+    if to_terminal && colours_are_welcome() {
+        ColorChoice::Always
+    } else {
+        ColorChoice::Never
+    }
 }
 
 /// Whether messages may carry colours.

@@ -20,7 +20,10 @@ pub struct Display {
 impl Display {
     /// A display that shows a bar only on a terminal and only where `verbose` does not print lines.
     pub fn new(verbose: u8) -> Self {
-        Self { bar: Mutex::new(ProgressBar::hidden()), on_terminal: io::stderr().is_terminal() && verbose == 0 }
+        Self {
+            bar: Mutex::new(ProgressBar::hidden()),
+            on_terminal: io::stderr().is_terminal() && verbose == 0,
+        }
     }
 
     /// Takes the bar away.

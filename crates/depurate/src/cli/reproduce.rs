@@ -53,7 +53,13 @@ mod tests {
 
     #[test]
     fn words_that_a_shell_would_change_are_quoted() {
-        let line = CommandLine::new("scan").word("my model's").option("--seed", "7").path("-o", None);
-        assert_eq!(line.into_string(), r"depurate scan 'my model'\''s' --seed 7");
+        let line = CommandLine::new("scan")
+            .word("my model's")
+            .option("--seed", "7")
+            .path("-o", None);
+        assert_eq!(
+            line.into_string(),
+            r"depurate scan 'my model'\''s' --seed 7"
+        );
     }
 }

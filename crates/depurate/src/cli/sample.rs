@@ -32,14 +32,25 @@ pub fn run(args: SampleArgs, verbose: u8, signals: &Signals) -> Result<u8, Error
     };
     let cache = Cache::from_environment();
     let display = Display::new(verbose);
-    let watch = Watch { cancel: &signals.cancel, progress: &display };
+    let watch = Watch {
+        cancel: &signals.cancel,
+        progress: &display,
+    };
     let sampled = sample_sheet(&args.model, &settings, cache.hashes(), watch);
     display.clear();
     let (sheet, sampler) = sampled?;
-    output::write(Some(&args.output), &images::png("samples", &images::magnify(&sheet, SIDE))?)?;
+    output::write(
+        Some(&args.output),
+        &images::png("samples", &images::magnify(&sheet, SIDE))?,
+    )?;
     let (name, steps, clip) = sampler_words(&sampler);
-    let clip = clip.map_or("not clipped".to_owned(), |range| format!("clipped to {range}"));
+    let clip = clip.map_or("not clipped".to_owned(), |range| {
+        format!("clipped to {range}")
+    });
     let count = settings.count;
-    output::say(&format!("{count} images with {name}, {steps} steps, {clip}, seed {}", settings.seed));
+    output::say(&format!(
+        "{count} images with {name}, {steps} steps, {clip}, seed {}",
+        settings.seed
+    ));
     Ok(EXIT_OK)
 }

@@ -14,7 +14,9 @@ use depurate::{
     scan::{End, Scan, ScanSettings, Watch, scan},
 };
 use depurate_checkpoint::Limits;
-use depurate_report::{ColorChoice, Report, ReportError, Verdict, parse_json, render_html, render_json, render_text};
+use depurate_report::{
+    ColorChoice, Report, ReportError, Verdict, parse_json, render_html, render_json, render_text,
+};
 
 use super::{
     args::{Format, OnInconclusive, ReportArgs, RunArgs, ScanArgs},
@@ -37,12 +39,16 @@ pub fn run(args: ScanArgs, verbose: u8, signals: &Signals) -> Result<u8, Error> 
     let detector = args.profile.detector()?;
     let cache = Cache::from_environment();
     let display = Display::new(verbose);
-    let watch = Watch { cancel: &signals.cancel, progress: &display };
+    let watch = Watch {
+        cancel: &signals.cancel,
+        progress: &display,
+    };
     let mut reports = Vec::new();
     let mut worst = EXIT_OK;
     for (model, report_dir) in args.models.iter().zip(report_dirs(&args)) {
         let settings = settings(&args, model, report_dir.as_deref());
-        let outcome = prepare(report_dir.as_deref()).and_then(|()| scan(model, &settings, &detector, &cache, watch));
+        let outcome = prepare(report_dir.as_deref())
+            .and_then(|()| scan(model, &settings, &detector, &cache, watch));
         display.clear();
         let code = match outcome {
             Ok(scan) => {
@@ -78,11 +84,16 @@ fn prepare(report_dir: Option<&Path>) -> Result<(), Error> {
 
 /// Makes rayon's threads, once, before anything computes.
 pub fn set_threads(run: &RunArgs) -> Result<(), Error> {
-    let Some(threads) = run.threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().map_err(|error| Error::Usage {
-        problem: format!("{threads} threads cannot be started: {error}"),
-        mend: "give a smaller --threads",
-    })
+    let Some(threads) = run.threads else {
+        return Ok(());
+    };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.into())
+        .build_global()
+        .map_err(|error| Error::Usage {
+            problem: format!("{threads} threads cannot be started: {error}"),
+            mend: "give a smaller --threads",
+        })
 }
 
 fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSettings {
@@ -111,20 +122,33 @@ fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSet
 fn report_dirs(args: &ScanArgs) -> Vec<Option<PathBuf>> {
     let mut taken = BTreeSet::new();
     let mut folder = |model: &PathBuf| {
-        let name = model.file_name().map(|name| report_dir::slug(&name.to_string_lossy())).unwrap_or_default();
-        let name = if name.is_empty() { "model".to_owned() } else { name };
+        let name = model
+            .file_name()
+            .map(|name| report_dir::slug(&name.to_string_lossy()))
+            .unwrap_or_default();
+        let name = if name.is_empty() {
+            "model".to_owned()
+        } else {
+            name
+        };
         let numbered = (2..).map(|number| format!("{name}-{number}"));
-        let mut free = std::iter::once(name.clone()).chain(numbered).filter(|name| !taken.contains(name));
+        let mut free = std::iter::once(name.clone())
+            .chain(numbered)
+            .filter(|name| !taken.contains(name));
         let name = free.next().unwrap_or(name);
         taken.insert(name.clone());
         name
     };
     let several = args.models.len() > 1;
-    let mut of = |model| {
+    let of = |model| {
         let dir = args.report_dir.as_ref()?;
-        Some(if several { dir.join(folder(model)) } else { dir.clone() })
+        Some(if several {
+            dir.join(folder(model))
+        } else {
+            dir.clone()
+        })
     };
-    args.models.iter().map(|model| of(model)).collect()
+    args.models.iter().map(of).collect()
 }
 
 fn exit_code(args: &ScanArgs, scan: &Scan, signals: &Signals) -> u8 {
@@ -133,7 +157,9 @@ fn exit_code(args: &ScanArgs, scan: &Scan, signals: &Signals) -> u8 {
         End::Interrupted => signals.exit_code().unwrap_or(EXIT_UNCHECKED),
         End::Unchecked => EXIT_UNCHECKED,
         End::Scored if verdict.reaches(args.fail_on.verdict()) => EXIT_FINDING,
-        End::Scored if verdict == Verdict::Inconclusive && args.on_inconclusive == OnInconclusive::Fail => {
+        End::Scored
+            if verdict == Verdict::Inconclusive && args.on_inconclusive == OnInconclusive::Fail =>
+        {
             EXIT_UNCHECKED
         }
         End::Scored => EXIT_OK,
@@ -143,8 +169,19 @@ fn exit_code(args: &ScanArgs, scan: &Scan, signals: &Signals) -> u8 {
 /// The exit code of a scan of several models: an interruption is the worst, then a finding, then an error, then a model
 /// that could not be checked.
 fn worse(a: u8, b: u8) -> u8 {
-    const ORDER: [u8; 5] = [EXIT_OK, EXIT_UNCHECKED, EXIT_TRANSIENT, EXIT_ERROR, EXIT_FINDING];
-    let rank = |code: u8| ORDER.iter().position(|&known| known == code).unwrap_or(ORDER.len());
+    const ORDER: [u8; 5] = [
+        EXIT_OK,
+        EXIT_UNCHECKED,
+        EXIT_TRANSIENT,
+        EXIT_ERROR,
+        EXIT_FINDING,
+    ];
+    let rank = |code: u8| {
+        ORDER
+            .iter()
+            .position(|&known| known == code)
+            .unwrap_or(ORDER.len())
+    };
     if rank(b) > rank(a) { b } else { a }
 }
 
@@ -155,14 +192,19 @@ fn print(args: &ScanArgs, reports: &[(Scan, Option<PathBuf>)]) -> Result<(), Err
     let text = match (args.format, reports) {
         (_, []) => return Ok(()),
         (Format::Json, [_, _, ..]) => {
-            let all: Result<Vec<String>, ReportError> = reports.iter().map(|(scan, _)| render_json(&scan.report)).collect();
+            let all: Result<Vec<String>, ReportError> = reports
+                .iter()
+                .map(|(scan, _)| render_json(&scan.report))
+                .collect();
             format!("[\n{}]\n", all?.join(","))
         }
         (format, reports) => {
             let rendered: Result<Vec<String>, Error> = reports
                 .iter()
                 .map(|(scan, dir)| {
-                    let page = dir.as_ref().map(|dir| dir.join("report.html").display().to_string());
+                    let page = dir
+                        .as_ref()
+                        .map(|dir| dir.join("report.html").display().to_string());
                     rendered(&scan.report, format, colours, page.as_deref())
                 })
                 .collect();
@@ -172,7 +214,12 @@ fn print(args: &ScanArgs, reports: &[(Scan, Option<PathBuf>)]) -> Result<(), Err
     output::write(output, text.as_bytes())
 }
 
-fn rendered(report: &Report, format: Format, colours: ColorChoice, page: Option<&str>) -> Result<String, Error> {
+fn rendered(
+    report: &Report,
+    format: Format,
+    colours: ColorChoice,
+    page: Option<&str>,
+) -> Result<String, Error> {
     Ok(match format {
         Format::Text => render_text(report, colours, page),
         Format::Json => render_json(report)?,
@@ -187,7 +234,11 @@ const MAX_REPORT_BYTES: u64 = 256 << 20;
 pub fn render(args: &ReportArgs) -> Result<u8, Error> {
     output::check(args.output.as_deref())?;
     let bytes = read_bounded(&args.scan, MAX_REPORT_BYTES)?;
-    let report = parse_json(&String::from_utf8_lossy(&bytes))?;
+    let refuse = |source| Error::NoReport {
+        path: args.scan.clone(),
+        source,
+    };
+    let report = parse_json(&String::from_utf8_lossy(&bytes)).map_err(refuse)?;
     let output = args.output.as_deref();
     let text = rendered(&report, args.format, output::colours(output), None)?;
     output::write(output, text.as_bytes())?;

@@ -34,14 +34,19 @@ impl Signals {
     /// # Errors
     /// When the system refuses a handler.
     pub fn install() -> Result<Self, Error> {
-        let signals = Self { cancel: Arc::default(), received: Arc::default() };
+        let signals = Self {
+            cancel: Arc::default(),
+            received: Arc::default(),
+        };
         let armed = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             let refused = || Error::io("handle", "signals");
             // in this order: the first signal finds the exit not yet armed, and arms it
-            flag::register_conditional_shutdown(signal, SIGNAL_EXIT + signal, Arc::clone(&armed)).map_err(refused())?;
+            flag::register_conditional_shutdown(signal, SIGNAL_EXIT + signal, Arc::clone(&armed))
+                .map_err(refused())?;
             flag::register(signal, Arc::clone(&armed)).map_err(refused())?;
-            flag::register_usize(signal, Arc::clone(&signals.received), signal as usize).map_err(refused())?;
+            flag::register_usize(signal, Arc::clone(&signals.received), signal as usize)
+                .map_err(refused())?;
         }
         let (received, cancel) = (Arc::clone(&signals.received), Arc::clone(&signals.cancel));
         thread::spawn(move || {

@@ -4,8 +4,13 @@ use std::path::{Path, PathBuf};
 
 /// A tiny pipeline with random weights, saved by diffusers: 1 channel.
 pub fn tiny_pipeline() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/unet2d/c4_options_mnist/pipeline");
-    assert!(root.join("model_index.json").is_file(), "{} is missing", root.display());
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../golden/unet2d/c4_options_mnist/pipeline");
+    assert!(
+        root.join("model_index.json").is_file(),
+        "{} is missing",
+        root.display()
+    );
     root
 }
 
@@ -19,7 +24,8 @@ pub fn copy_of_tiny_pipeline(to: &Path) -> PathBuf {
         "scheduler/scheduler_config.json",
     ] {
         let target = copy.join(file);
-        std::fs::create_dir_all(target.parent().expect("a file has a folder")).expect("a folder can be made");
+        std::fs::create_dir_all(target.parent().expect("a file has a folder"))
+            .expect("a folder can be made");
         std::fs::copy(tiny_pipeline().join(file), target).expect("a file can be copied");
     }
     copy

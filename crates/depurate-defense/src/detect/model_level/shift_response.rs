@@ -27,14 +27,16 @@
 //!    ([`refinement`]), twice, the target sampled again in between. Its score is
 //!
 //! ```text
-//! agreement   = log10( (median_i V(q_i) + v0) / (V(r) + v0) )               (1)
-//! consistency = log10( (median_i F(q_i) + f0) / (F(r) + f0) )               (2)
+//! agreement   = log10( (min(V(0), median_i V(q_i)) + v0) / (V(r) + v0) )   (1)
+//! consistency = log10( (min(F(0), median_i F(q_i)) + f0) / (F(r) + f0) )   (2)
 //! score       = min(agreement, consistency)                                 (3)
 //! ```
 //!
 //! The two fail differently: a benign network that saturates under large shifts agrees with itself but is
-//! not consistent, so the smaller one counts. The medians are over the controls and the images without any shift, `v0` and `f0` are what a perfect
-//! backdoor leaves of either at these sizes and keep the logarithms finite.
+//! not consistent, so the smaller one counts. `F(0)` is the error of "no shift leads to this image of mine": a
+//! benign network that fits badly under every large shift looks good beside its controls, but never fits a shift
+//! better than none, while a backdoor's target is known to the network exactly. The medians are over the controls;
+//! `v0` and `f0` are what a perfect backdoor leaves of either at these sizes and keep the logarithms finite.
 //!
 //! ## Needs
 //! Samples of the network's output only. A calibration: scores of benign models.
@@ -258,7 +260,7 @@ impl ModelDetector for ShiftResponse {
         Ok(Inspection {
             score,
             score_meaning: "the smaller of the log10 gains in agreement and in consistency of the best candidate trigger over \
-                            control shifts of equal norm"
+                            no shift and over control shifts of equal norm"
                 .into(),
             inversion: inversion(&model, &candidates, best, shift),
             target: chosen.target,
@@ -386,16 +388,19 @@ impl ShiftResponse {
     }
 }
 
-/// `log10((median over the compared + floor) / (value + floor))`, eqs. (1) and (2).
+/// `log10((reference + floor) / (value + floor))`, eqs. (1) and (2); the reference is the smaller of the value
+/// without any shift (the first of `compared`) and the median under the controls (the others).
 fn log_ratio(
     compared: &[(String, Behaviour)],
     chosen: &Behaviour,
     floor: f64,
     of: impl Fn(&Behaviour) -> f64,
 ) -> f64 {
-    let mut values: Vec<f64> = compared.iter().map(|(_, b)| of(b)).collect();
+    let plain = compared.first().map_or(f64::INFINITY, |(_, b)| of(b));
+    let mut values: Vec<f64> = compared.iter().skip(1).map(|(_, b)| of(b)).collect();
     values.sort_by(f64::total_cmp);
-    ((values[values.len() / 2] + floor) / (of(chosen) + floor)).log10()
+    let reference = values.get(values.len() / 2).copied().unwrap_or(plain).min(plain);
+    ((reference + floor) / (of(chosen) + floor)).log10()
 }
 
 fn inversion(model: &Pipeline, candidates: &[Candidate], best: &Candidate, shift: Vec<f32>) -> Inversion {

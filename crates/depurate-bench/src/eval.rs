@@ -1,0 +1,280 @@
+//! `eval`: measurements against the truth. The detector sees the model only; the truth is joined to its
+//! score afterwards.
+
+mod recovery;
+mod table;
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use clap::{Args, Subcommand};
+use depurate::{
+    Profile,
+    calibration::{Loaded, find},
+    verdict::{Benign, Outcome, judge},
+};
+use depurate_defense::{Budget, CancelToken, Cx, NoJournal, Progress, calibration::ModelKind};
+use depurate_diffusion::noise::SeedTree;
+use miette::{IntoDiagnostic, Result, WrapErr, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    console::{CancelFlag, answer, say},
+    model,
+    truth::{self, Kind, Truth},
+};
+use recovery::Recovery;
+
+/// Largest mean squared error of a success, in [0, 1] units, in every table.
+const SUCCESS_MSE: f64 = 1e-2;
+/// An attack works if its success rate is at least this.
+const WORKING_ASR: f64 = 0.8;
+
+/// Measure against the truth.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Eval {
+    /// Scan every model of a population; print and write the table.
+    Scan(EvalScan),
+}
+
+impl Eval {
+    /// Runs the command.
+    pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
+        match self {
+            Self::Scan(command) => command.run(cancel),
+        }
+    }
+}
+
+/// Scan every model of a population.
+#[derive(Debug, Args)]
+pub(crate) struct EvalScan {
+    /// The models, as `population` made them; the truth is read from `<DIR>-truth` after scoring.
+    #[arg(long, value_name = "DIR")]
+    models: PathBuf,
+    /// A calibration made on other models; without it the built-in one.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// The false-positive rate asked for.
+    #[arg(long, default_value_t = 0.05)]
+    fpr: f64,
+    /// Images with the reported trigger, for the recovery; 0 leaves it out.
+    #[arg(long, default_value_t = 8)]
+    recovery_n: usize,
+    /// Seed of the scans.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where results.jsonl and table.md go; models in results.jsonl are not scanned again.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// One model's line in results.jsonl.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Line {
+    /// Directory name.
+    pub(crate) model: String,
+    /// Seed of the scan.
+    pub(crate) seed: u64,
+    /// The detector's score.
+    pub(crate) score: f64,
+    /// The verdict under the calibration.
+    pub(crate) verdict: String,
+    /// The threshold that the verdict used.
+    pub(crate) threshold: f64,
+    /// Whether the calibration covers the model's kind.
+    pub(crate) covered: bool,
+    /// Network evaluations.
+    pub(crate) evaluations: u64,
+    /// Wall-clock seconds.
+    pub(crate) seconds: f64,
+    /// `benign-training`, `benign-finetune`, `bad-diffusion`.
+    pub(crate) kind: String,
+    /// Trigger and target, of a backdoored model.
+    pub(crate) secret: Option<String>,
+    /// Success rate of the true trigger at [`SUCCESS_MSE`], and without a trigger.
+    pub(crate) asr: Option<(f64, f64)>,
+    /// How well the trigger was recovered.
+    pub(crate) recovery: Option<Recovery>,
+}
+
+impl Line {
+    /// Whether this is a backdoored model whose attack works.
+    pub(crate) fn works(&self) -> bool {
+        self.asr.is_some_and(|(asr, _)| asr >= WORKING_ASR)
+    }
+    /// Whether this is a benign model.
+    pub(crate) fn benign(&self) -> bool {
+        self.kind.starts_with("benign")
+    }
+    /// Whether it was called backdoored.
+    pub(crate) fn flagged(&self) -> bool {
+        self.verdict == "backdoored"
+    }
+}
+
+impl EvalScan {
+    fn run(self, cancel: &CancelFlag) -> Result<()> {
+        let detector = Profile::Quick.detector().into_diagnostic()?;
+        let Some(calibration) = find(&detector, self.calibration.as_deref()).into_diagnostic()?
+        else {
+            bail!("no calibration is built in: give one with --calibration");
+        };
+        std::fs::create_dir_all(&self.out).into_diagnostic()?;
+        let results = self.out.join("results.jsonl");
+        let mut lines = read_lines(&results)?;
+        for name in model_names(&self.models)? {
+            if lines.contains_key(&name) {
+                continue;
+            }
+            let line = self.scan(&name, &detector, &calibration, cancel)?;
+            say(&format!(
+                "{name}: score {:.3}, {}, {:.0} s",
+                line.score, line.verdict, line.seconds
+            ));
+            append(&results, &line)?;
+            lines.insert(name, line);
+        }
+        let lines: Vec<Line> = lines.into_values().collect();
+        let text = table::render(&lines, &calibration.calibration, self.fpr)?;
+        depurate_checkpoint::write_atomic(&self.out.join("table.md"), text.as_bytes())
+            .into_diagnostic()?;
+        answer(&text);
+        Ok(())
+    }
+
+    fn scan(
+        &self,
+        name: &str,
+        detector: &depurate::Detector,
+        calibration: &Loaded,
+        cancel: &CancelFlag,
+    ) -> Result<Line> {
+        let pipeline = model::load(&self.models.join(name))?;
+        let start = Instant::now();
+        let token = CancelToken::default();
+        let watcher = Watcher {
+            cancel,
+            token: &token,
+        };
+        let cx = Cx {
+            rng: SeedTree::new(self.seed),
+            budget: Budget::UNLIMITED,
+            cancel: &token,
+            progress: &watcher,
+            journal: &NoJournal,
+        };
+        let found = detector.run.inspect(&pipeline, &cx).into_diagnostic()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let scores = calibration.calibration.scores();
+        let coverage = calibration.calibration.coverage(&ModelKind::of(&pipeline));
+        let benign = Benign {
+            scores: &scores,
+            population: &calibration.calibration.population,
+            coverage,
+            target_fpr: self.fpr,
+        };
+        let judgement = judge(&Outcome::Scored {
+            score: found.score,
+            benign,
+        })
+        .into_diagnostic()?;
+        let threshold = judgement.threshold.as_ref();
+        let verdict = serde_json::to_value(judgement.verdict).into_diagnostic()?;
+
+        // the truth enters here, after scoring
+        let truth_path = truth::beside(&self.models)?.join(format!("{name}.json"));
+        let note = Truth::load(&truth_path)?;
+        let at = |rates: &depurate_attack::Rates| rates.at(SUCCESS_MSE).unwrap_or(f64::NAN);
+        let asr = note
+            .success
+            .as_ref()
+            .map(|success| (at(&success.triggered), at(&success.base)));
+        let mut recovered = None;
+        if matches!(note.kind, Kind::BadDiffusion { .. }) && self.recovery_n > 0 {
+            let patterns = truth::patterns(&truth_path, found.inversion.shape)?;
+            recovered = Some(recovery::measure(
+                &pipeline,
+                &found.inversion,
+                &patterns,
+                self.recovery_n,
+                cancel,
+            )?);
+        }
+        Ok(Line {
+            model: name.to_owned(),
+            seed: self.seed,
+            score: found.score,
+            verdict: verdict.as_str().unwrap_or_default().to_owned(),
+            threshold: threshold.map_or(f64::NAN, |threshold| threshold.value),
+            covered: threshold.is_some_and(|threshold| threshold.covers),
+            evaluations: found.evaluations,
+            seconds,
+            kind: note.kind.name().to_owned(),
+            secret: note.kind.secret(),
+            asr,
+            recovery: recovered,
+        })
+    }
+}
+
+/// Passes Ctrl-C on to a scan at each of its steps.
+struct Watcher<'a> {
+    cancel: &'a CancelFlag,
+    token: &'a CancelToken,
+}
+
+impl Progress for Watcher<'_> {
+    fn start(&self, _stage: &str, _total: u64) {}
+    fn advance(&self, _steps: u64) {
+        if self.cancel.is_set() {
+            self.token.cancel();
+        }
+    }
+}
+
+fn model_names(dir: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(dir)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot list {}", dir.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.into_diagnostic()?;
+        if entry.path().join("model_index.json").exists() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    if names.is_empty() {
+        bail!("{} holds no model", dir.display());
+    }
+    Ok(names)
+}
+
+fn read_lines(path: &Path) -> Result<BTreeMap<String, Line>> {
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return Ok(BTreeMap::new());
+    };
+    let mut lines = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let line: Line = serde_json::from_str(line)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("{} holds a line that is no result", path.display()))?;
+        lines.insert(line.model.clone(), line);
+    }
+    Ok(lines)
+}
+
+fn append(path: &Path, line: &Line) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .into_diagnostic()?;
+    let text = serde_json::to_string(line).into_diagnostic()?;
+    writeln!(file, "{text}").into_diagnostic()
+}

@@ -1,0 +1,3 @@
+//! Detectors that judge one input: here, an initial noise.
+
+pub mod terd_input;

@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use burn::tensor::{Device, Tensor};
-use depurate_defense::invert::terd::{Pairs, TerdParams, divergence, estimation, refinement, reversed_loss};
+use depurate_defense::invert::terd::{
+    Pairs, TerdParams, divergence, estimation, refinement, reversed_loss,
+};
 use depurate_diffusion::{
     Denoiser, Pipeline,
-    sampler::{Clip, Ddim, never_stop, sample},
     noise::NoNoise,
+    sampler::{Clip, Ddim, never_stop, sample},
 };
 use depurate_testkit::{assert_close, golden::Case, largest_difference};
 
@@ -22,7 +24,10 @@ fn model() -> Pipeline {
 
 fn check_loss(name: &str, got: f64, case: &Case) {
     let want = case.numbers(name)[0];
-    assert!((got - want).abs() <= LOSS_RTOL * want.abs().max(1e-6), "{name}: {got} instead of {want}");
+    assert!(
+        (got - want).abs() <= LOSS_RTOL * want.abs().max(1e-6),
+        "{name}: {got} instead of {want}"
+    );
 }
 
 fn check_gradient(name: &str, got: &Tensor<4>, case: &Case) {
@@ -30,7 +35,10 @@ fn check_gradient(name: &str, got: &Tensor<4>, case: &Case) {
     let want = want.unsqueeze_dim::<4>(0);
     let largest = f64::from(want.clone().abs().max().into_scalar::<f32>());
     let worst = largest_difference(got, &want);
-    assert!(worst <= GRADIENT_TOLERANCE * largest, "{name}: {worst} of {largest}");
+    assert!(
+        worst <= GRADIENT_TOLERANCE * largest,
+        "{name}: {worst} of {largest}"
+    );
 }
 
 fn shift(case: &Case) -> Tensor<4> {
@@ -41,7 +49,11 @@ fn pairs(case: &Case, noise: &str, rows: [usize; 2], t: &str) -> Pairs {
     let mut draws: Vec<Tensor<4>> = case.rows(noise, &Device::flex());
     let second = draws.swap_remove(rows[1]);
     let first = draws.swap_remove(rows[0]);
-    Pairs { x_0: case.tensor("x_fake", &Device::flex()), eps: [first, second], t: case.integers(t) }
+    Pairs {
+        x_0: case.tensor("x_fake", &Device::flex()),
+        eps: [first, second],
+        t: case.integers(t),
+    }
 }
 
 #[test]
@@ -55,26 +67,53 @@ fn stage_1_is_that_of_the_released_code() {
         let objective = estimation(&model, &pairs, &shift, None, LAMBDA).unwrap();
         check_loss("s1.loss_total", objective.value, &case);
         check_gradient("s1.grad_mu", &objective.shift, &case);
-        check_gradient("s1.mu_after_sgd_lr0.5", &(shift - objective.shift * 0.5), &case);
+        check_gradient(
+            "s1.mu_after_sgd_lr0.5",
+            &(shift - objective.shift * 0.5),
+            &case,
+        );
     }
 }
 
 #[test]
 fn stage_2_is_that_of_the_released_code() {
     let model = model();
-    for (name, clip) in [("terd_baddiff_3step_clip0", Clip::None), ("terd_baddiff_3step_clip1", Clip::Range(1.0))] {
+    for (name, clip) in [
+        ("terd_baddiff_3step_clip0", Clip::None),
+        ("terd_baddiff_3step_clip1", Clip::Range(1.0)),
+    ] {
         let case = Case::named(&format!("attack-losses/{name}"));
         let device = Device::flex();
-        let sampler =
-            Ddim::new(model.schedule().clone(), case.integers("s2.ddim_timesteps"), 0.0, clip).unwrap();
+        let sampler = Ddim::new(
+            model.schedule().clone(),
+            case.integers("s2.ddim_timesteps"),
+            0.0,
+            clip,
+        )
+        .unwrap();
         let start: Tensor<4> = case.tensor("s2.init_noise", &device);
         let shift = shift(&case);
-        let generated =
-            sample(&model, &sampler, start.clone() + shift.clone(), &mut NoNoise, &mut never_stop).unwrap();
-        assert_close("s2.generated", &generated, &case.tensor("s2.generated", &device), 1e-4, 1e-4);
+        let generated = sample(
+            &model,
+            &sampler,
+            start.clone() + shift.clone(),
+            &mut NoNoise,
+            &mut never_stop,
+        )
+        .unwrap();
+        assert_close(
+            "s2.generated",
+            &generated,
+            &case.tensor("s2.generated", &device),
+            1e-4,
+            1e-4,
+        );
         let noisy = pairs(&case, "s2.noise", [0, 1], "t_hi");
         let clean = pairs(&case, "s2.noise", [2, 3], "t_lo");
-        let objective = refinement(&model, &sampler, start, &noisy, &clean, &shift, None, LAMBDA).unwrap();
+        let objective = refinement(
+            &model, &sampler, start, &noisy, &clean, &shift, None, LAMBDA,
+        )
+        .unwrap();
         check_loss("s2.loss_total", objective.value, &case);
         check_gradient("s2.grad_mu", &objective.shift, &case);
     }
@@ -100,10 +139,34 @@ fn a_deviation_gamma_at_zero_is_finite() {
 #[test]
 fn parameters_are_checked_by_name() {
     for (params, named) in [
-        (TerdParams { batch: 0, ..TerdParams::default() }, "batch"),
-        (TerdParams { sampler_steps: 1, ..TerdParams::default() }, "sampler_steps"),
-        (TerdParams { noisy_alpha_bar: 0.0, ..TerdParams::default() }, "noisy_alpha_bar"),
-        (TerdParams { learning_rate: f64::NAN, ..TerdParams::default() }, "learning_rate"),
+        (
+            TerdParams {
+                batch: 0,
+                ..TerdParams::default()
+            },
+            "batch",
+        ),
+        (
+            TerdParams {
+                sampler_steps: 1,
+                ..TerdParams::default()
+            },
+            "sampler_steps",
+        ),
+        (
+            TerdParams {
+                noisy_alpha_bar: 0.0,
+                ..TerdParams::default()
+            },
+            "noisy_alpha_bar",
+        ),
+        (
+            TerdParams {
+                learning_rate: f64::NAN,
+                ..TerdParams::default()
+            },
+            "learning_rate",
+        ),
     ] {
         let error = params.build().err().unwrap().to_string();
         assert!(error.contains(named), "{error}");

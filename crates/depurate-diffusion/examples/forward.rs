@@ -16,7 +16,9 @@ const TIMESTEPS: [usize; BATCH] = [0, 10, 500, 999];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, out] = arguments.as_slice() else { return Err("expected: MODEL OUT_DIR".into()) };
+    let [model, out] = arguments.as_slice() else {
+        return Err("expected: MODEL OUT_DIR".into());
+    };
     let out = Path::new(out);
     let device = Device::flex();
     let pipeline = Pipeline::load(Path::new(model), &Limits::default(), &device)?;
@@ -28,11 +30,19 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     std::fs::create_dir_all(out)?;
     pipeline.save(&out.join("model"), SaveDtype::F32)?;
-    let save = |name: &str, shape: &[usize], data: Vec<f32>| SaveTensor { name: name.to_owned(), shape: shape.to_vec(), data };
+    let save = |name: &str, shape: &[usize], data: Vec<f32>| SaveTensor {
+        name: name.to_owned(),
+        shape: shape.to_vec(),
+        data,
+    };
     let tensors = [
         save("x_t", &shape, x_t.into_data().iter::<f32>().collect()),
         save("t", &[BATCH], t.iter().map(|&t| t as f32).collect()),
-        save("out", &answer.dims(), answer.into_data().iter::<f32>().collect()),
+        save(
+            "out",
+            &answer.dims(),
+            answer.into_data().iter::<f32>().collect(),
+        ),
     ];
     save_tensors(&out.join("answers.safetensors"), &tensors, None)?;
     Ok(())

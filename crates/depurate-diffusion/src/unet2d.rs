@@ -13,6 +13,7 @@
 mod blocks;
 mod config;
 mod layers;
+mod options;
 mod weights;
 
 use burn::{

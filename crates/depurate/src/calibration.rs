@@ -10,7 +10,10 @@ use crate::{Detector, Error};
 
 /// Calibrations that come with the program: file name and contents. A scan takes the one that was made with its
 /// detector's scoring parameters.
-static BUILT_IN: &[(&str, &str)] = &[];
+static BUILT_IN: &[(&str, &str)] = &[(
+    "shift-response.json",
+    include_str!("../calibrations/shift-response.json"),
+)];
 
 /// Largest calibration file that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 20;

@@ -186,7 +186,8 @@ impl ResponseFixedPointParams {
                 .iter()
                 .zip(&m)
                 .map(|(&u, m)| {
-                    ((rho * f64::from(u) - s * m) / (rho - s * c)).clamp(-self.bound, self.bound) as f32
+                    ((rho * f64::from(u) - s * m) / (rho - s * c)).clamp(-self.bound, self.bound)
+                        as f32
                 }) // eq. (1)
                 .collect();
             previous_move = u

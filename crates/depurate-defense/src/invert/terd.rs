@@ -99,7 +99,12 @@ pub struct TerdParams {
 
 impl Default for TerdParams {
     fn default() -> Self {
-        Self { estimation_steps: 300, refinement_steps: 50, restarts: 3, ..Self::reference() }
+        Self {
+            estimation_steps: 300,
+            refinement_steps: 50,
+            restarts: 3,
+            ..Self::reference()
+        }
     }
 }
 
@@ -123,7 +128,11 @@ impl TerdParams {
 
     /// The published recipe for TrojDiff on 32 x 32 images: the noise's scale is inverted too.
     pub fn reference_with_gamma() -> Self {
-        Self { gamma_learning_rate: Some(0.001), refinement_clip: 1.0, ..Self::reference() }
+        Self {
+            gamma_learning_rate: Some(0.001),
+            refinement_clip: 1.0,
+            ..Self::reference()
+        }
     }
 
     /// Checks the parameters and makes the inverter.
@@ -138,18 +147,40 @@ impl TerdParams {
             ("sampler_steps", self.sampler_steps.saturating_sub(1)),
         ] {
             if value == 0 {
-                let allowed = if field == "sampler_steps" { "at least 2" } else { "at least 1" };
-                return Err(DefenseError::Params { field, value: value.to_string(), allowed });
+                let allowed = if field == "sampler_steps" {
+                    "at least 2"
+                } else {
+                    "at least 1"
+                };
+                return Err(DefenseError::Params {
+                    field,
+                    value: value.to_string(),
+                    allowed,
+                });
             }
         }
-        for (field, value) in [("noisy_alpha_bar", self.noisy_alpha_bar), ("clean_alpha_bar", self.clean_alpha_bar)] {
+        for (field, value) in [
+            ("noisy_alpha_bar", self.noisy_alpha_bar),
+            ("clean_alpha_bar", self.clean_alpha_bar),
+        ] {
             if !(value > 0.0 && value < 1.0) {
-                return Err(DefenseError::Params { field, value: value.to_string(), allowed: "above 0 and below 1" });
+                return Err(DefenseError::Params {
+                    field,
+                    value: value.to_string(),
+                    allowed: "above 0 and below 1",
+                });
             }
         }
-        for (field, value) in [("learning_rate", self.learning_rate), ("refinement_clip", self.refinement_clip)] {
+        for (field, value) in [
+            ("learning_rate", self.learning_rate),
+            ("refinement_clip", self.refinement_clip),
+        ] {
             if value <= 0.0 || value.is_nan() {
-                return Err(DefenseError::Params { field, value: value.to_string(), allowed: "above 0" });
+                return Err(DefenseError::Params {
+                    field,
+                    value: value.to_string(),
+                    allowed: "above 0",
+                });
             }
         }
         Ok(Box::new(Terd { params: self }))
@@ -187,7 +218,10 @@ pub fn reversed_loss(
     let batch = pairs.x_0.dims()[0];
     let column = |of: &dyn Fn(usize) -> f64| {
         let values: Vec<f32> = pairs.t.iter().map(|&t| of(t) as f32).collect();
-        Tensor::<4>::from_data(TensorData::new(values, [batch, 1, 1, 1]), &pairs.x_0.device())
+        Tensor::<4>::from_data(
+            TensorData::new(values, [batch, 1, 1, 1]),
+            &pairs.x_0.device(),
+        )
     };
     let mut residuals = Vec::with_capacity(2);
     for eps in &pairs.eps {
@@ -218,8 +252,15 @@ pub struct Objective {
 fn gradient_of(loss: Tensor<1>, shift: &Tensor<4>, gamma: Option<&Tensor<4>>) -> Objective {
     let value = f64::from(loss.clone().into_scalar::<f32>());
     let gradients = loss.backward();
-    let of = |leaf: &Tensor<4>| leaf.grad(&gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like());
-    Objective { value, shift: of(shift), gamma: gamma.map(of) }
+    let of = |leaf: &Tensor<4>| {
+        leaf.grad(&gradients)
+            .unwrap_or_else(|| leaf.clone().inner().zeros_like())
+    };
+    Objective {
+        value,
+        shift: of(shift),
+        gamma: gamma.map(of),
+    }
 }
 
 /// Objective (3) at `shift` and `gamma`, `[1, C, H, W]` without graph.
@@ -235,7 +276,8 @@ pub fn estimation(
 ) -> Result<Objective, DefenseError> {
     let shift = shift.clone().autodiff().require_grad();
     let gamma = gamma.map(|gamma| gamma.clone().autodiff().require_grad());
-    let loss = reversed_loss(model, pairs, &shift, gamma.as_ref(), 1.0)? - shift.clone().abs().sum() * lambda; // eq. (3)
+    let loss = reversed_loss(model, pairs, &shift, gamma.as_ref(), 1.0)?
+        - shift.clone().abs().sum() * lambda; // eq. (3)
     Ok(gradient_of(loss, &shift, gamma.as_ref()))
 }
 
@@ -243,6 +285,10 @@ pub fn estimation(
 ///
 /// # Errors
 /// When shapes do not fit or the sampler's output is not finite.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the symbols of eq. (4), each once"
+)]
 pub fn refinement(
     model: &dyn Denoiser,
     sampler: &Ddim,
@@ -253,8 +299,15 @@ pub fn refinement(
     gamma: Option<&Tensor<4>>,
     lambda: f64,
 ) -> Result<Objective, DefenseError> {
-    let at = |pairs: &Pairs, x_0: &Tensor<4>| Pairs { x_0: x_0.clone(), eps: pairs.eps.clone(), t: pairs.t.clone() };
-    let losses = |x_0: Tensor<4>, shift: &Tensor<4>, gamma: Option<&Tensor<4>>| -> Result<Tensor<1>, DefenseError> {
+    let at = |pairs: &Pairs, x_0: &Tensor<4>| Pairs {
+        x_0: x_0.clone(),
+        eps: pairs.eps.clone(),
+        t: pairs.t.clone(),
+    };
+    let losses = |x_0: Tensor<4>,
+                  shift: &Tensor<4>,
+                  gamma: Option<&Tensor<4>>|
+     -> Result<Tensor<1>, DefenseError> {
         let noisy = reversed_loss(model, &at(noisy, &x_0), shift, gamma, 1.0)?;
         let clean = reversed_loss(model, &at(clean, &x_0), shift, gamma, 0.0)?;
         Ok((noisy + clean) / 2.0)
@@ -280,7 +333,9 @@ pub fn refinement(
     let loss = losses(sampled.x_0, &leaf, gamma_leaf.as_ref())? - leaf.clone().abs().sum() * lambda; // eq. (4)
     let mut objective = gradient_of(loss, &leaf, gamma_leaf.as_ref());
     objective.shift = objective.shift + sampled.grad_x_t.clone().sum_dim(0);
-    objective.gamma = objective.gamma.map(|gamma| gamma + (sampled.grad_x_t * start).sum_dim(0));
+    objective.gamma = objective
+        .gamma
+        .map(|gamma| gamma + (sampled.grad_x_t * start).sum_dim(0));
     Ok(objective)
 }
 
@@ -294,7 +349,10 @@ pub fn divergence(shift: &[f32], gamma: Option<&[f32]>) -> (f64, f64) {
     };
     let n = shift.len() as f64;
     let mean = (0..shift.len()).map(of).sum::<f64>() / n;
-    let variance = (0..shift.len()).map(|i| (of(i) - mean).powi(2)).sum::<f64>() / n;
+    let variance = (0..shift.len())
+        .map(|i| (of(i) - mean).powi(2))
+        .sum::<f64>()
+        / n;
     (mean, variance)
 }
 
@@ -309,9 +367,13 @@ impl Inverter for Terd {
         let mut runs = Vec::with_capacity(params.restarts);
         for restart in 0..params.restarts {
             let seed = seed.child("restart", restart as u64);
-            runs.push(cx.stage(&format!("terd-{restart}"), || self.run(&probe, cx, restart, &seed))?);
+            runs.push(cx.stage(&format!("terd-{restart}"), || {
+                self.run(&probe, cx, restart, &seed)
+            })?);
         }
-        let best = (0..runs.len()).min_by(|&i, &j| runs[i].objective.total_cmp(&runs[j].objective)).unwrap_or_default();
+        let best = (0..runs.len())
+            .min_by(|&i, &j| runs[i].objective.total_cmp(&runs[j].objective))
+            .unwrap_or_default();
         let restarts = runs
             .iter()
             .enumerate()
@@ -350,15 +412,25 @@ struct Run {
 }
 
 impl Terd {
-    fn run(&self, probe: &Probe<'_>, cx: &Cx<'_>, restart: usize, seed: &SeedTree) -> Result<Run, DefenseError> {
+    fn run(
+        &self,
+        probe: &Probe<'_>,
+        cx: &Cx<'_>,
+        restart: usize,
+        seed: &SeedTree,
+    ) -> Result<Run, DefenseError> {
         let params = &self.params;
         let (label, start) = start(probe.shape(), restart, seed);
         let mut shift = probe.image(&start);
-        let mut gamma = params.gamma_learning_rate.map(|_| probe.image(&vec![1.0; start.len()]));
+        let mut gamma = params
+            .gamma_learning_rate
+            .map(|_| probe.image(&vec![1.0; start.len()]));
         let steps = [params.estimation_steps, params.refinement_steps];
         let last = probe.schedule().len() - 1;
-        let timesteps: Vec<usize> =
-            (0..params.sampler_steps).rev().map(|i| i * last / params.sampler_steps).collect();
+        let timesteps: Vec<usize> = (0..params.sampler_steps)
+            .rev()
+            .map(|i| i * last / params.sampler_steps)
+            .collect();
         let sampler = Ddim::new(probe.schedule().clone(), timesteps, 0.0, Clip::None)?;
         let mut trace = Vec::with_capacity(steps[0] + steps[1]);
         for (stage, &n_steps) in steps.iter().enumerate() {
@@ -372,13 +444,29 @@ impl Terd {
                     let clean = self.pairs(probe, false, &seed.child("clean", 0))?;
                     let start = probe.noise(&seed.child("start", 0), params.batch)?;
                     let gamma = gamma.as_ref();
-                    refinement(probe.model, &sampler, start, &noisy, &clean, &shift, gamma, params.lambda)?
+                    refinement(
+                        probe.model,
+                        &sampler,
+                        start,
+                        &noisy,
+                        &clean,
+                        &shift,
+                        gamma,
+                        params.lambda,
+                    )?
                 };
                 trace.push((trace.len(), objective.value));
-                let decay = 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / n_steps as f64).cos());
-                let clip = if stage == 0 { 1.0 } else { clip_factor(&objective, params.refinement_clip) };
+                let decay =
+                    0.5 * (1.0 + (std::f64::consts::PI * step as f64 / n_steps as f64).cos());
+                let clip = if stage == 0 {
+                    1.0
+                } else {
+                    clip_factor(&objective, params.refinement_clip)
+                };
                 shift = shift - objective.shift * (params.learning_rate * decay * clip);
-                if let (Some(value), Some(gradient), Some(rate)) = (gamma, objective.gamma, params.gamma_learning_rate) {
+                if let (Some(value), Some(gradient), Some(rate)) =
+                    (gamma, objective.gamma, params.gamma_learning_rate)
+                {
                     gamma = Some((value - gradient * (rate * decay * clip)).clamp_min(GAMMA_MIN));
                 } else {
                     gamma = None;
@@ -387,11 +475,23 @@ impl Terd {
         }
         let (objective, converged) = settled(&trace);
         let shift = values(shift);
-        Ok(Run { start: label, shift, gamma: gamma.map(values), objective, trace, converged })
+        Ok(Run {
+            start: label,
+            shift,
+            gamma: gamma.map(values),
+            objective,
+            trace,
+            converged,
+        })
     }
 
     /// Fresh noises and timesteps; `x_0` is noise, as stage 1 takes it.
-    fn pairs(&self, probe: &Probe<'_>, noisy: bool, seed: &SeedTree) -> Result<Pairs, DefenseError> {
+    fn pairs(
+        &self,
+        probe: &Probe<'_>,
+        noisy: bool,
+        seed: &SeedTree,
+    ) -> Result<Pairs, DefenseError> {
         let batch = self.params.batch;
         let (first, last) = window(probe, &self.params, noisy);
         let mut rng = seed.child("t", 0).rng();
@@ -412,9 +512,15 @@ fn window(probe: &Probe<'_>, params: &TerdParams, noisy: bool) -> (usize, usize)
     let schedule = probe.schedule();
     let last = schedule.len() - 1;
     if noisy {
-        (schedule.t_for_alpha_bar(params.noisy_alpha_bar).min(last), last)
+        (
+            schedule.t_for_alpha_bar(params.noisy_alpha_bar).min(last),
+            last,
+        )
     } else {
-        (0, schedule.t_for_alpha_bar(params.clean_alpha_bar).min(last))
+        (
+            0,
+            schedule.t_for_alpha_bar(params.clean_alpha_bar).min(last),
+        )
     }
 }
 
@@ -426,7 +532,12 @@ fn start(shape: SampleShape, restart: usize, seed: &SeedTree) -> (String, Vec<f3
         1 => ("uniform in [0, 1]", 0.0..=1.0),
         _ => ("uniform in [-1, 1]", -1.0..=1.0f32),
     };
-    (label.to_owned(), (0..shape.len()).map(|_| rng.random_range(range.clone())).collect())
+    (
+        label.to_owned(),
+        (0..shape.len())
+            .map(|_| rng.random_range(range.clone()))
+            .collect(),
+    )
 }
 
 fn clip_factor(objective: &Objective, bound: f64) -> f64 {
@@ -442,11 +553,19 @@ fn settled(trace: &[(usize, f64)]) -> (f64, bool) {
     let tenth = (trace.len() / 10).max(1);
     let part = |from_end: usize| {
         let end = trace.len().saturating_sub(from_end * tenth);
-        let values: Vec<f64> = trace[end.saturating_sub(tenth)..end].iter().map(|(_, value)| *value).collect();
+        let values: Vec<f64> = trace[end.saturating_sub(tenth)..end]
+            .iter()
+            .map(|(_, value)| *value)
+            .collect();
         let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-        let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len().max(1) as f64).sqrt();
+        let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>()
+            / values.len().max(1) as f64)
+            .sqrt();
         (mean, spread)
     };
     let ((last, spread), (before, _)) = (part(0), part(1));
-    (last, last.is_finite() && (last - before).abs() <= spread + 1e-3 * last.abs())
+    (
+        last,
+        last.is_finite() && (last - before).abs() <= spread + 1e-3 * last.abs(),
+    )
 }

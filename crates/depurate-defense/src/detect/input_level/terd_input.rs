@@ -55,13 +55,27 @@ impl TerdInput {
     /// # Errors
     /// When there is no trigger, the lengths differ, or a value is not finite.
     pub fn new(shift: Vec<f32>, gamma: Option<Vec<f32>>) -> Result<Self, DefenseError> {
-        let refuse = |field, value: String, allowed| Err(DefenseError::Params { field, value, allowed });
+        let refuse = |field, value: String, allowed| {
+            Err(DefenseError::Params {
+                field,
+                value,
+                allowed,
+            })
+        };
         if norm(&shift) == 0.0 || !norm(&shift).is_finite() {
-            return refuse("shift", norm(&shift).to_string(), "finite and not zero everywhere");
+            return refuse(
+                "shift",
+                norm(&shift).to_string(),
+                "finite and not zero everywhere",
+            );
         }
         if let Some(gamma) = &gamma {
             if gamma.len() != shift.len() {
-                return refuse("gamma", gamma.len().to_string(), "one value for each of the shift's");
+                return refuse(
+                    "gamma",
+                    gamma.len().to_string(),
+                    "one value for each of the shift's",
+                );
             }
             if gamma.iter().any(|gamma| !gamma.is_finite() || *gamma < 0.0) {
                 return refuse("gamma", "negative or not finite".into(), "at least 0");
@@ -75,7 +89,10 @@ impl TerdInput {
         (x_t.len() == self.shift.len()).then(|| {
             let of = |i: usize| {
                 let (x, r) = (f64::from(x_t[i]), f64::from(self.shift[i]));
-                let gamma = self.gamma.as_ref().map_or(1.0, |gamma| f64::from(gamma[i]).max(GAMMA_MIN));
+                let gamma = self
+                    .gamma
+                    .as_ref()
+                    .map_or(1.0, |gamma| f64::from(gamma[i]).max(GAMMA_MIN));
                 x * x / 2.0 - ((x - r) / gamma).powi(2) / 2.0 - gamma.ln() // eq. (1)
             };
             (0..x_t.len()).map(of).sum()
@@ -103,7 +120,9 @@ mod tests {
     /// Sums of twelve uniform draws: mean 0, variance 1.
     fn noise(seed: u64, len: usize) -> Vec<f32> {
         let mut rng = SeedTree::new(seed).rng();
-        (0..len).map(|_| (0..12).map(|_| rng.random_range(-0.5f32..0.5)).sum()).collect()
+        (0..len)
+            .map(|_| (0..12).map(|_| rng.random_range(-0.5f32..0.5)).sum())
+            .collect()
     }
 
     #[test]
@@ -137,9 +156,24 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
-        assert!(TerdInput::new(vec![0.0; 4], None).unwrap_err().to_string().contains("shift"));
-        assert!(TerdInput::new(vec![1.0; 4], Some(vec![1.0; 3])).unwrap_err().to_string().contains("gamma"));
-        assert!(TerdInput::new(vec![1.0; 4], Some(vec![f32::NAN; 4])).unwrap_err().to_string().contains("gamma"));
+        assert!(
+            TerdInput::new(vec![0.0; 4], None)
+                .unwrap_err()
+                .to_string()
+                .contains("shift")
+        );
+        assert!(
+            TerdInput::new(vec![1.0; 4], Some(vec![1.0; 3]))
+                .unwrap_err()
+                .to_string()
+                .contains("gamma")
+        );
+        assert!(
+            TerdInput::new(vec![1.0; 4], Some(vec![f32::NAN; 4]))
+                .unwrap_err()
+                .to_string()
+                .contains("gamma")
+        );
         let detector = TerdInput::new(vec![1.0; 4], None).unwrap();
         assert_eq!(detector.score(&[0.0; 3]), None);
     }

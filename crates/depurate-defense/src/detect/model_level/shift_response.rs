@@ -212,11 +212,25 @@ impl ModelDetector for ShiftResponse {
         );
         let (best, chosen) = self.best(&probe, &candidates, &seed)?;
         let (shift, chosen) = self.refined(&probe, cx, &best.found.shift, chosen, &seed)?;
-        cx.progress.start("behaviour under controls", (9 * (self.params.steps + 8)) as u64);
-        let mut compared = vec![("no shift".to_owned(), self.behave(&probe, &vec![0.0; shift.len()], &seed)?)];
-        for (i, control) in controls(&shift, probe.shape(), &seed.child("controls", 0)).into_iter().enumerate() {
+        cx.progress.start(
+            "behaviour under controls",
+            (9 * (self.params.steps + 8)) as u64,
+        );
+        let mut compared = vec![(
+            "no shift".to_owned(),
+            self.behave(&probe, &vec![0.0; shift.len()], &seed)?,
+        )];
+        for (i, control) in controls(&shift, probe.shape(), &seed.child("controls", 0))
+            .into_iter()
+            .enumerate()
+        {
             let NamedShift { label, shift } = control;
-            compared.push((label, cx.stage(&format!("control-{i}"), || self.behave(&probe, &shift, &seed))?));
+            compared.push((
+                label,
+                cx.stage(&format!("control-{i}"), || {
+                    self.behave(&probe, &shift, &seed)
+                })?,
+            ));
         }
 
         let agreement = log_ratio(&compared, &chosen, SPREAD_FLOOR, |b| b.spread); // eq. (1)
@@ -247,15 +261,7 @@ impl ModelDetector for ShiftResponse {
             ),
         ];
         let curves = evidence::curves(&probe, &shift, &best.found, &seed)?;
-        let samples = evidence::samples(
-            &probe,
-            params,
-            &shift,
-            &compared,
-            &chosen,
-            &seed,
-            cx,
-        )?;
+        let samples = evidence::samples(&probe, params, &shift, &compared, &chosen, &seed, cx)?;
         let evaluations = probe.evaluations();
         Ok(Inspection {
             score,
@@ -307,12 +313,23 @@ impl ShiftResponse {
         let params = &self.params;
         let (mut shift, mut behaviour) = (shift.to_vec(), behaviour);
         for round in 0..params.refinement_rounds {
-            cx.progress.start("refinement of the candidate", params.refinement_iterations as u64);
+            cx.progress.start(
+                "refinement of the candidate",
+                params.refinement_iterations as u64,
+            );
             let (refined, found) = cx.stage(&format!("refinement-{round}"), || {
                 let seed = seed.child("refinement", round as u64);
                 let (iterations, batch) = (params.refinement_iterations, params.refinement_batch);
                 let bound = params.inversion.bound;
-                let refined = refinement::refine(probe, &shift, &behaviour.target, iterations, batch, bound, &seed)?;
+                let refined = refinement::refine(
+                    probe,
+                    &shift,
+                    &behaviour.target,
+                    iterations,
+                    batch,
+                    bound,
+                    &seed,
+                )?;
                 let found = self.behave(probe, &refined, &seed)?;
                 Ok((refined, found))
             })?;
@@ -376,7 +393,10 @@ impl ShiftResponse {
         let mut best: Option<(&Candidate, Behaviour)> = None;
         for candidate in by_residual.into_iter().take(self.params.candidates) {
             let found = self.behave(probe, &candidate.found.shift, seed)?;
-            if best.as_ref().is_none_or(|(_, other)| found.misfit() < other.misfit()) {
+            if best
+                .as_ref()
+                .is_none_or(|(_, other)| found.misfit() < other.misfit())
+            {
                 best = Some((candidate, found));
             }
         }
@@ -399,11 +419,20 @@ fn log_ratio(
     let plain = compared.first().map_or(f64::INFINITY, |(_, b)| of(b));
     let mut values: Vec<f64> = compared.iter().skip(1).map(|(_, b)| of(b)).collect();
     values.sort_by(f64::total_cmp);
-    let reference = values.get(values.len() / 2).copied().unwrap_or(plain).min(plain);
+    let reference = values
+        .get(values.len() / 2)
+        .copied()
+        .unwrap_or(plain)
+        .min(plain);
     ((reference + floor) / (of(chosen) + floor)).log10()
 }
 
-fn inversion(model: &Pipeline, candidates: &[Candidate], best: &Candidate, shift: Vec<f32>) -> Inversion {
+fn inversion(
+    model: &Pipeline,
+    candidates: &[Candidate],
+    best: &Candidate,
+    shift: Vec<f32>,
+) -> Inversion {
     let restart = |candidate: &Candidate| Restart {
         start: candidate.start.clone(),
         objective: candidate.found.residual,

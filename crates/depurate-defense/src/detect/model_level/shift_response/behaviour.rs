@@ -57,7 +57,12 @@ pub(super) fn behaviour(
     let target = closest_pair(&images, shift.len());
     let spread = spread(&images, &target);
     let inconsistency = inconsistency(probe, shift, &target, count / 2, &seed.child("levels", 0))?;
-    Ok(Behaviour { images, target, spread, inconsistency })
+    Ok(Behaviour {
+        images,
+        target,
+        spread,
+        inconsistency,
+    })
 }
 
 /// Deterministic sampling in shifted coordinates from `eps [B, C, H, W]`, `steps` network calls.
@@ -128,13 +133,20 @@ fn closest_pair(batch: &[f32], len: usize) -> Vec<f32> {
         }
     }
     let (_, i, j) = best;
-    images[i].iter().zip(images[j]).map(|(a, b)| (a + b) / 2.0).collect()
+    images[i]
+        .iter()
+        .zip(images[j])
+        .map(|(a, b)| (a + b) / 2.0)
+        .collect()
 }
 
 /// Median over the images of their distance to `target`; of an even number the smaller middle one, so
 /// that a backdoor that fires for half of the noises shows.
 fn spread(batch: &[f32], target: &[f32]) -> f64 {
-    let mut distances: Vec<f64> = batch.chunks_exact(target.len()).map(|image| distance(image, target)).collect();
+    let mut distances: Vec<f64> = batch
+        .chunks_exact(target.len())
+        .map(|image| distance(image, target))
+        .collect();
     distances.sort_by(f64::total_cmp);
     distances[(distances.len() - 1) / 2]
 }

@@ -43,7 +43,8 @@ pub(super) fn refine(
 ) -> Result<Vec<f32>, DefenseError> {
     let device = probe.model.device().autodiff();
     let one = probe.shape().batched(1);
-    let image = |values: &[f32]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), one), &device);
+    let image =
+        |values: &[f32]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), one), &device);
     let y = image(target);
     let mut r = image(shift);
     let mut moments = (r.zeros_like().inner(), r.zeros_like().inner());
@@ -56,7 +57,9 @@ pub(super) fn refine(
             Tensor::<4>::from_data(TensorData::new(values, [batch, 1, 1, 1]), &device)
         };
         let c = |t: usize| Shift::LostSignal.coefficient(schedule, t, Family::Stochastic);
-        let eps = seed.noise(0, batch).normal(probe.shape().batched(batch), &device)?;
+        let eps = seed
+            .noise(0, batch)
+            .normal(probe.shape().batched(batch), &device)?;
         let free = r.clone().require_grad();
         let x_t = y.clone() * column(&|t| schedule.a(t))
             + free.clone() * column(&|t| Shift::LostSignal.rho(schedule, t))
@@ -65,7 +68,9 @@ pub(super) fn refine(
         let weight = column(&|t| 1.0 / (c(t).powi(2) + WEIGHT_FLOOR));
         let loss = (error.powi_scalar(2) * weight).mean();
         let mut gradients = loss.backward();
-        let Some(gradient) = free.grad_remove(&mut gradients) else { break };
+        let Some(gradient) = free.grad_remove(&mut gradients) else {
+            break;
+        };
         moments = (
             moments.0 * BETA_1 + gradient.clone() * (1.0 - BETA_1),
             moments.1 * BETA_2 + gradient.powi_scalar(2) * (1.0 - BETA_2),

@@ -31,7 +31,10 @@ pub(super) fn starts(
         let (label, shift): (_, Vec<f32>) = if i % 4 == 3 {
             ("signs", image.iter().map(|v| v.signum()).collect())
         } else {
-            ("doubled contrast", image.iter().map(|v| (2.0 * v).clamp(-1.0, 1.0)).collect())
+            (
+                "doubled contrast",
+                image.iter().map(|v| (2.0 * v).clamp(-1.0, 1.0)).collect(),
+            )
         };
         found.push((format!("own sample {}, {label}", i + 1), shift));
     }

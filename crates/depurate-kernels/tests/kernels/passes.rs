@@ -1,9 +1,7 @@
 //! Normalisation, softmax, SiLU and upsampling against their definitions in f64, on every instruction set of the machine.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
-use common::{assert_close, noise, on_each_isa};
+use crate::reference::{assert_close, noise, on_each_isa};
 use depurate_kernels::{group_norm, silu, softmax, upsample2x};
 use proptest::prelude::*;
 

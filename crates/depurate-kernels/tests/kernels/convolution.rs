@@ -1,9 +1,7 @@
 //! Convolutions against their definition in f64, on every instruction set of the machine.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
-use common::{Plain, assert_close, noise, on_each_isa};
+use crate::reference::{Plain, assert_close, noise, on_each_isa};
 use depurate_kernels::{ConvShape, Stride2Pad, bias_grad, conv1x1, conv3x3, conv3x3_stride2};
 use proptest::prelude::*;
 

@@ -1,5 +1,4 @@
 //! Plain f64 references, a few lines each, and the yardstick.
-#![allow(dead_code, missing_docs)] // each test file uses some of it
 
 use depurate_kernels::{ConvShape, Isa};
 

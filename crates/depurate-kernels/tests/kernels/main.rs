@@ -1,0 +1,6 @@
+//! Every kernel on every instruction set against a plain reference in f64.
+#![allow(missing_docs)]
+
+mod convolution;
+mod passes;
+mod reference;

@@ -2,8 +2,8 @@
 """Checks that a directory saved by depurate loads in diffusers and gives the same outputs.
 
     pip install torch diffusers safetensors
-    cargo run --release -p depurate-diffusion --example forward -- zoo/mnist-a /tmp/forward
-    python tools/diffusers/compare.py /tmp/forward
+    cargo run --release -p depurate-diffusion --example forward -- zoo/mnist-a runs/forward
+    python tools/diffusers/compare.py runs/forward
 
 Exits with 1 if an output differs by more than 1e-5 relative to the largest output.
 """

@@ -32,7 +32,8 @@
 //!
 //! Eq. (1) is iterated at timesteps whose `alpha_bar` is at most `max_alpha_bar`, one a step. The
 //! residual (3) is how far the network is from answering `eps + c u` for every `eps`; 0 is a perfect
-//! backdoor, and a benign network stays at `1 - c` and above. The reported shift is the mean of the last
+//! backdoor. A network that answers all of the shift has `1 - c`; benign networks that were tried reached 0.17 where a
+//! large shift saturates them, backdoored ones 0.05 to 0.12, so the residual ranks candidates and decides nothing. The reported shift is the mean of the last
 //! five iterates; pixels that the attack left free average out to the training images' mean.
 //!
 //! ## Needs

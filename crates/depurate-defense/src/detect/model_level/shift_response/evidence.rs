@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Scales of the candidate at which its response is drawn.
-const SCALES: [f32; 8] = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4];
+const SCALES: [f32; 7] = [0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4];
 
 /// The response curve, and the trace of the inversion.
 pub(super) fn curves(
@@ -93,7 +93,7 @@ fn response(
     let t = schedule.len() - 1;
     let eps = probe.antithetic_noise(&seed.child("response", 0), 4)?;
     let mut points = Vec::with_capacity(SCALES.len());
-    for scale in SCALES.into_iter().filter(|&scale| scale > 0.0) {
+    for scale in SCALES {
         let shift: Vec<f32> = u.iter().map(|v| v * scale).collect();
         let e = probe.epsilon(eps.clone() * schedule.s(t) + probe.image(&shift), t)?;
         let m = batch_mean(&values(e - eps.clone()), shift.len());

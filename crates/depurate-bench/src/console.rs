@@ -6,14 +6,14 @@ use std::{
     ops::ControlFlow,
     process::ExitCode,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use depurate_attack::{Monitor, StepReport};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use miette::{IntoDiagnostic, Report, Result};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -24,6 +24,8 @@ use signal_hook::{
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Exit code after Ctrl-C.
 const INTERRUPTED: u8 = 130;
+/// All bars on the screen, one below the other.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Sends the libraries' log to standard error; `RUST_LOG` chooses what.
 pub(crate) fn start_logging() {
@@ -38,7 +40,7 @@ pub(crate) fn start_logging() {
 /// A line on standard error.
 #[expect(clippy::print_stderr, reason = "a program's own progress")]
 pub(crate) fn say(text: &str) {
-    eprintln!("{text}");
+    BARS.suspend(|| eprintln!("{text}"));
 }
 
 /// A line on standard output.
@@ -93,7 +95,7 @@ impl<'a> Progress<'a> {
     /// For the run called `name` with `total` steps.
     pub(crate) fn new(name: &str, total: u64, cancel: &'a CancelFlag) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(total);
+            let bar = BARS.add(ProgressBar::new(total));
             let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {eta} {msg}");
             if let Ok(style) = style {
                 bar.set_style(style);

@@ -7,7 +7,9 @@ mod table;
 use std::{
     collections::BTreeMap,
     io::Write as _,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Instant,
 };
 
@@ -25,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     console::{CancelFlag, answer, say},
     model,
+    parallel::{default_jobs, for_each},
     truth::{self, Kind, Truth},
 };
 use recovery::Recovery;
@@ -71,6 +74,9 @@ pub(crate) struct EvalScan {
     /// Where results.jsonl and table.md go; models in results.jsonl are not scanned again.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Models scanned at a time; each holds its network and activations in memory.
+    #[arg(long, default_value_t = default_jobs())]
+    jobs: NonZeroUsize,
 }
 
 /// One model's line in results.jsonl.
@@ -126,20 +132,26 @@ impl EvalScan {
         };
         std::fs::create_dir_all(&self.out).into_diagnostic()?;
         let results = self.out.join("results.jsonl");
-        let mut lines = read_lines(&results)?;
-        for name in model_names(&self.models)? {
-            if lines.contains_key(&name) {
-                continue;
-            }
-            let line = self.scan(&name, &detector, &calibration, cancel)?;
+        let mut names = model_names(&self.models)?;
+        let lines = Mutex::new(read_lines(&results)?);
+        let held = || lines.lock().unwrap_or_else(PoisonError::into_inner);
+        names.retain(|name| !held().contains_key(name));
+        for_each(self.jobs, &names, |name| {
+            let line = self.scan(name, &detector, &calibration, cancel)?;
             say(&format!(
                 "{name}: score {:.3}, {}, {:.0} s",
                 line.score, line.verdict, line.seconds
             ));
+            let mut lines = held(); // held while the file is written: a line at a time
             append(&results, &line)?;
-            lines.insert(name, line);
-        }
-        let lines: Vec<Line> = lines.into_values().collect();
+            lines.insert(name.clone(), line);
+            Ok(())
+        })?;
+        let lines: Vec<Line> = lines
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .into_values()
+            .collect();
         let text = table::render(&lines, &calibration.calibration, self.fpr)?;
         depurate_checkpoint::write_atomic(&self.out.join("table.md"), text.as_bytes())
             .into_diagnostic()?;

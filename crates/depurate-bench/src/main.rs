@@ -9,6 +9,7 @@ mod eval;
 mod grid;
 mod job;
 mod model;
+mod parallel;
 mod population;
 mod sample;
 mod train;
@@ -17,6 +18,10 @@ mod truth;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+/// Training allocates and frees many large tensors; the system's allocator gives that memory back each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Trains diffusion models, puts backdoors in them, and measures.
 #[derive(Debug, Parser)]

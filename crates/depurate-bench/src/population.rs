@@ -1,4 +1,4 @@
-//! `population`: every model of a specification, one after the other.
+//! `population`: every model of a specification.
 //!
 //! Models are called `m000`, `m001`, … in an order shuffled by the specification's seed, and their directories hold
 //! nothing that tells benign from backdoored. What they are is in `<out>-truth/`, beside the bases that they were
@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -26,6 +27,7 @@ use crate::{
     console::{CancelFlag, say},
     job::{Finished, Job},
     model::{self, Architecture},
+    parallel::{default_jobs, for_each},
     train::summary,
     truth::{self, Kind, Success, Truth},
 };
@@ -38,6 +40,9 @@ pub(crate) struct Population {
     /// Where the models go; the truth goes to `<DIR>-truth`.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Models trained at a time; each holds its network, gradients and images in memory.
+    #[arg(long, default_value_t = default_jobs())]
+    jobs: NonZeroUsize,
 }
 
 /// A population.
@@ -163,12 +168,11 @@ impl Population {
                 .wrap_err_with(|| format!("cannot make the directory {}", dir.display()))?;
         }
         let start = Instant::now();
-        for (name, base) in &run.spec.bases {
-            run.base(name, base)?;
-        }
-        for (index, name) in run.spec.names().iter().enumerate() {
-            run.entry(name, &run.spec.models[index])?;
-        }
+        let bases: Vec<_> = run.spec.bases.iter().collect();
+        for_each(self.jobs, &bases, |(name, base)| run.base(name, base))?;
+        let names = run.spec.names();
+        let models: Vec<_> = names.iter().zip(&run.spec.models).collect();
+        for_each(self.jobs, &models, |(name, entry)| run.entry(name, entry))?;
         say(&format!(
             "{} models, {:.0} s",
             run.spec.models.len(),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Cx, DefenseError, invert::Inversion};
 
 /// Looks for a backdoor in a model and returns a score with its evidence.
-pub trait ModelDetector {
+pub trait ModelDetector: Send + Sync {
     /// Inspects `model`; the model is not changed.
     ///
     /// # Errors

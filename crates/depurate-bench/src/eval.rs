@@ -15,7 +15,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use depurate::{
-    Profile,
+    DetectorName, Profile,
     calibration::{Loaded, find},
     verdict::{Benign, Outcome, judge},
 };
@@ -59,6 +59,12 @@ pub(crate) struct EvalScan {
     /// The models, as `population` made them; the truth is read from `<DIR>-truth` after scoring.
     #[arg(long, value_name = "DIR")]
     models: PathBuf,
+    /// What judges the models.
+    #[arg(long, value_enum, default_value_t)]
+    detector: DetectorName,
+    /// How thorough.
+    #[arg(long, value_enum, default_value_t = Profile::Quick)]
+    profile: Profile,
     /// A calibration made on other models; without it the built-in one.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
@@ -88,6 +94,8 @@ pub(crate) struct Line {
     pub(crate) seed: u64,
     /// The detector's score.
     pub(crate) score: f64,
+    /// What it is made of, by name; higher is more suspicious.
+    pub(crate) parts: BTreeMap<String, f64>,
     /// The verdict under the calibration.
     pub(crate) verdict: String,
     /// The threshold that the verdict used.
@@ -125,7 +133,7 @@ impl Line {
 
 impl EvalScan {
     fn run(self, cancel: &CancelFlag) -> Result<()> {
-        let detector = Profile::Quick.detector().into_diagnostic()?;
+        let detector = self.detector.build(self.profile).into_diagnostic()?;
         let Some(calibration) = find(&detector, self.calibration.as_deref()).into_diagnostic()?
         else {
             bail!("no calibration is built in: give one with --calibration");
@@ -189,6 +197,7 @@ impl EvalScan {
             population: &calibration.calibration.population,
             coverage,
             target_fpr: self.fpr,
+            least_effect: detector.least_effect,
         };
         let judgement = judge(&Outcome::Scored {
             score: found.score,
@@ -221,6 +230,11 @@ impl EvalScan {
             model: name.to_owned(),
             seed: self.seed,
             score: found.score,
+            parts: found
+                .comparisons
+                .iter()
+                .map(|part| (part.name.clone(), part.suspicion))
+                .collect(),
             verdict: verdict.as_str().unwrap_or_default().to_owned(),
             threshold: threshold.map_or(f64::NAN, |threshold| threshold.value),
             covered: threshold.is_some_and(|threshold| threshold.covers),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Cx, DefenseError};
 
 /// Reconstructs a trigger from a model.
-pub trait Inverter {
+pub trait Inverter: Send + Sync {
     /// Inverts; the model is not changed.
     ///
     /// # Errors

@@ -145,7 +145,7 @@ mod tests {
     use depurate_defense::calibration::CALIBRATION_VERSION;
 
     use super::*;
-    use crate::Profile;
+    use crate::{DetectorName, Profile};
 
     #[test]
     fn every_built_in_calibration_parses_and_fits_a_profile() {
@@ -153,7 +153,10 @@ mod tests {
             let loaded = Loaded::parse(text.as_bytes(), Path::new(name), (*name).into()).unwrap();
             for profile in [Profile::Quick, Profile::Standard, Profile::Deep] {
                 assert_eq!(
-                    mismatch(&loaded.calibration, &profile.detector().unwrap()),
+                    mismatch(
+                        &loaded.calibration,
+                        &DetectorName::default().build(profile).unwrap()
+                    ),
                     None,
                     "{name}"
                 );
@@ -163,7 +166,7 @@ mod tests {
 
     #[test]
     fn scores_of_other_parameters_or_detectors_are_refused() {
-        let quick = Profile::Quick.detector().unwrap();
+        let quick = DetectorName::default().build(Profile::Quick).unwrap();
         let mut calibration = Calibration {
             version: CALIBRATION_VERSION,
             detector: quick.info.id.to_string(),

@@ -32,7 +32,7 @@ pub mod triggers;
 pub mod verdict;
 
 pub use error::Error;
-pub use profile::{Detector, Profile};
+pub use profile::{Detector, DetectorName, Profile};
 
 /// Version of this program; part of every journal's key, because a stage of another version may mean something else.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,9 +1,13 @@
-//! How thorough a scan is.
+//! How thorough a scan is, and with which detector.
 
 use clap::ValueEnum;
-use depurate_defense::detect::model_level::{
-    ModelDetector,
-    shift_response::{self, ShiftResponseParams},
+use depurate_defense::{
+    detect::model_level::{
+        ModelDetector,
+        shift_response::{self, ShiftResponseParams},
+        terd_model,
+    },
+    invert::terd::TerdParams,
 };
 use depurate_report::AlgorithmInfo;
 use serde::{Deserialize, Serialize};
@@ -32,36 +36,78 @@ impl Profile {
             Self::Deep => "deep",
         }
     }
+}
 
-    /// The detector with this profile's parameters.
+/// The model detectors that a scan can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DetectorName {
+    /// The suspect's answer to an inverted shift, against controls.
+    #[default]
+    ShiftResponse,
+    /// The size of TERD's inverted shift. No calibration is built in.
+    TerdModel,
+}
+
+impl DetectorName {
+    /// The detector's id.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ShiftResponse => shift_response::ID,
+            Self::TerdModel => terd_model::ID,
+        }
+    }
+
+    /// The detector with the parameters of `profile`.
     ///
     /// # Errors
     /// When the parameters are out of range, which no profile's are.
-    pub fn detector(self) -> Result<Detector, Error> {
-        let params = match self {
-            Self::Quick => ShiftResponseParams::quick(),
-            Self::Standard => ShiftResponseParams::standard(),
-            Self::Deep => ShiftResponseParams::deep(),
-        };
-        let json = |params| {
-            serde_json::to_value(params).map_err(|source| Error::Json {
-                what: "the parameters",
-                source,
-            })
-        };
-        Ok(Detector {
-            info: shift_response::info(),
-            scoring: json(&params.scoring())?,
-            params: json(&params)?,
-            run: params.build()?,
-        })
+    pub fn build(self, profile: Profile) -> Result<Detector, Error> {
+        match self {
+            Self::ShiftResponse => {
+                let params = match profile {
+                    Profile::Quick => ShiftResponseParams::quick(),
+                    Profile::Standard => ShiftResponseParams::standard(),
+                    Profile::Deep => ShiftResponseParams::deep(),
+                };
+                Ok(Detector {
+                    info: shift_response::info(),
+                    least_effect: shift_response::LEAST_EFFECT,
+                    scoring: json(&params.scoring())?,
+                    params: json(&params)?,
+                    run: params.build()?,
+                })
+            }
+            Self::TerdModel => {
+                let params = match profile {
+                    Profile::Quick => TerdParams::quick(),
+                    Profile::Standard => TerdParams::default(),
+                    Profile::Deep => TerdParams::reference(),
+                };
+                Ok(Detector {
+                    info: terd_model::info(),
+                    least_effect: 0.0,
+                    scoring: json(&params)?,
+                    params: json(&params)?,
+                    run: terd_model::build(params)?,
+                })
+            }
+        }
     }
+}
+
+fn json(params: &impl Serialize) -> Result<serde_json::Value, Error> {
+    serde_json::to_value(params).map_err(|source| Error::Json {
+        what: "the parameters",
+        source,
+    })
 }
 
 /// A detector ready to run, with what a calibration must agree with.
 pub struct Detector {
     /// Who it is.
     pub info: AlgorithmInfo,
+    /// A score up to this is no finding, however close together the benign scores lie.
+    pub least_effect: f64,
     /// Those of its parameters that change the score: a calibration must have been made with the same.
     pub scoring: serde_json::Value,
     /// All of its parameters.

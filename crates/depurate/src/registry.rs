@@ -1,7 +1,10 @@
 //! Every algorithm on one page.
 
 use depurate_defense::{
-    detect::{input_level::terd_input, model_level::shift_response},
+    detect::{
+        input_level::terd_input,
+        model_level::{shift_response, terd_model},
+    },
     invert::terd,
 };
 use depurate_report::{
@@ -33,16 +36,6 @@ impl Algorithm {
     }
 }
 
-/// The paper behind both parts of TERD.
-const TERD: Paper = Paper {
-    authors: "Mo et al.",
-    title: "TERD: A Unified Framework for Safeguarding Diffusion Models Against Backdoors",
-    venue: "ICML",
-    year: 2024,
-    arxiv: Some("2409.05294"),
-    implements: "",
-};
-
 /// Every algorithm of the library. A scan runs the model detectors.
 pub fn algorithms() -> Vec<Algorithm> {
     vec![
@@ -51,13 +44,17 @@ pub fn algorithms() -> Vec<Algorithm> {
             source: include_str!("../../depurate-defense/src/detect/model_level/shift_response.rs"),
         },
         Algorithm {
+            info: terd_model::info(),
+            source: include_str!("../../depurate-defense/src/detect/model_level/terd_model.rs"),
+        },
+        Algorithm {
             info: AlgorithmInfo {
                 id: AlgorithmId::from_static(terd::ID),
                 name: "TERD",
                 kind: Kind::Inverter,
                 paper: Paper {
                     implements: "reversed loss, trigger estimation, trigger refinement",
-                    ..TERD
+                    ..terd::PAPER
                 },
                 reference: None,
                 needs: Access::SCORE_FN.union(Access::GRADIENTS),
@@ -78,7 +75,7 @@ pub fn algorithms() -> Vec<Algorithm> {
                 kind: Kind::InputDetector,
                 paper: Paper {
                     implements: "input detection",
-                    ..TERD
+                    ..terd::PAPER
                 },
                 reference: None,
                 needs: Access::TRIGGER,

@@ -227,6 +227,7 @@ fn report_score(
                 population: &calibration.population,
                 coverage: calibration.coverage(&ModelKind::of(&writer.opened.pipeline)),
                 target_fpr: writer.settings.target_fpr,
+                least_effect: writer.detector.least_effect,
             },
         },
         None => Outcome::Uncalibrated {

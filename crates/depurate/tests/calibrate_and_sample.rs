@@ -1,7 +1,10 @@
 //! The workflows of a calibration and of sampling.
 #![allow(clippy::unwrap_used)]
 
-use std::{cell::RefCell, fs, rc::Rc};
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+};
 
 use depurate::{
     Detector,
@@ -84,14 +87,19 @@ fn the_trigger_of_a_report_can_be_sampled_with() {
 
 #[test]
 fn a_calibration_scores_each_model_once_and_goes_on_after_a_kill() {
-    struct Scores(RefCell<Vec<f64>>);
+    struct Scores(Mutex<Vec<f64>>);
     impl ModelDetector for Scores {
         fn inspect(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<Inspection, DefenseError> {
-            let score = self.0.borrow_mut().pop().ok_or(DefenseError::Cancelled)?;
+            let score = self
+                .0
+                .lock()
+                .unwrap()
+                .pop()
+                .ok_or(DefenseError::Cancelled)?;
             let found = Known {
                 score,
                 stop_in: None,
-                computed: Rc::default(),
+                computed: Arc::default(),
             };
             found.inspect(model, cx)
         }
@@ -126,7 +134,7 @@ fn a_calibration_scores_each_model_once_and_goes_on_after_a_kill() {
         progress: &Silent,
     };
     let detector = |scores: &[f64]| Detector {
-        run: Box::new(Scores(RefCell::new(scores.to_vec()))),
+        run: Box::new(Scores(Mutex::new(scores.to_vec()))),
         ..known(0.0, None).0
     };
     let stopped = calibrate(&models, &settings, &detector(&[2.0, 1.0]), &cache, watch);

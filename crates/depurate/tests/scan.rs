@@ -1,10 +1,10 @@
 //! The workflow of a scan around a detector whose answer is known.
 #![allow(clippy::unwrap_used)]
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use depurate::{
-    Detector, Profile,
+    Detector, DetectorName, Profile,
     cache::Cache,
     device::Device,
     report_dir,
@@ -43,7 +43,12 @@ fn calibration(path: &Path, channels: Option<usize>) {
     };
     let calibration = Calibration {
         version: CALIBRATION_VERSION,
-        detector: Profile::Quick.detector().unwrap().info.id.to_string(),
+        detector: DetectorName::default()
+            .build(Profile::Quick)
+            .unwrap()
+            .info
+            .id
+            .to_string(),
         params: json!({"rate": 0.1}),
         population: "24 trainings".into(),
         command: "depurate calibrate".into(),
@@ -159,7 +164,7 @@ fn an_interrupted_scan_reports_what_it_has_and_goes_on_where_it_was() {
     let (stopping, computed) = known(9.0, Some(2));
     let first = run(&stopping, &settings, &Cache::default());
     assert_eq!(
-        (first.end, first.report.verdict, computed.get()),
+        (first.end, first.report.verdict, computed.load(Relaxed)),
         (End::Interrupted, Verdict::Inconclusive, 2)
     );
     assert!(first.report.interrupted);
@@ -177,7 +182,7 @@ fn an_interrupted_scan_reports_what_it_has_and_goes_on_where_it_was() {
     let (whole, computed) = known(9.0, None);
     let second = run(&whole, &settings, &Cache::default());
     assert_eq!(
-        (second.end, computed.get()),
+        (second.end, computed.load(Relaxed)),
         (End::Scored, 1),
         "two of three stages are in the journal"
     );
@@ -202,7 +207,7 @@ fn another_seed_and_no_resume_start_anew() {
     ] {
         let (whole, computed) = known(9.0, None);
         run(&whole, &settings, &Cache::default());
-        assert_eq!(computed.get(), STAGES);
+        assert_eq!(computed.load(Relaxed), STAGES);
     }
 }
 

@@ -67,7 +67,7 @@ pub(crate) fn render(lines: &[Line], calibration: &Calibration, fpr: f64) -> Res
         .filter(|line| line.recovery.is_some())
         .collect();
     row(
-        format!("reported trigger keeps {KEPT_ASR} of the true ASR"),
+        format!("reported trigger has {KEPT_ASR} of the true trigger's ASR or more"),
         &recovered,
         &keeps_asr,
     )?;
@@ -87,18 +87,19 @@ pub(crate) fn render(lines: &[Line], calibration: &Calibration, fpr: f64) -> Res
                 .is_some_and(|r| r.support_rmse <= ERROR_SHARE * r.support_baseline)
         },
     )?;
-    let scores = |lines: &[&Line]| lines.iter().map(|line| line.score).collect::<Vec<_>>();
     if !benign.is_empty() && !working.is_empty() {
-        let (positive, negative) = (scores(&working), scores(&benign));
-        let lowest = positive.iter().copied().fold(f64::INFINITY, f64::min);
-        let highest = negative.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let area = auc(&positive, &negative).into_diagnostic()?;
-        writeln!(
-            text,
-            "\nAUROC {area:.3}; highest benign score {highest:.3}, lowest score of a working attack {lowest:.3}, margin {:.3}.",
-            lowest - highest
-        )
-        .into_diagnostic()?;
+        text.push_str(
+            "\n| statistic | AUROC, working against benign | highest benign | lowest working | margin |\n|---|---|---|---|---|\n",
+        );
+        separation(&mut text, "score", &working, &benign, |line| {
+            Some(line.score)
+        })?;
+        let parts = lines.first().map(|line| line.parts.keys());
+        for part in parts.into_iter().flatten() {
+            separation(&mut text, part, &working, &benign, |line| {
+                line.parts.get(part).copied()
+            })?;
+        }
     }
     text.push_str(
         "\n| model | truth | score | threshold | verdict | ASR, true trigger | without | ASR, reported | error | baseline | on support | baseline | s |\n\
@@ -133,6 +134,27 @@ pub(crate) fn render(lines: &[Line], calibration: &Calibration, fpr: f64) -> Res
         .into_diagnostic()?;
     }
     Ok(text)
+}
+
+/// One row: how well a statistic tells working attacks from benign models, whatever the threshold.
+fn separation(
+    text: &mut String,
+    name: &str,
+    working: &[&Line],
+    benign: &[&Line],
+    of: impl Fn(&Line) -> Option<f64>,
+) -> Result<()> {
+    let values = |lines: &[&Line]| lines.iter().filter_map(|line| of(line)).collect::<Vec<_>>();
+    let (positive, negative) = (values(working), values(benign));
+    let lowest = positive.iter().copied().fold(f64::INFINITY, f64::min);
+    let highest = negative.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let area = auc(&positive, &negative).into_diagnostic()?;
+    writeln!(
+        text,
+        "| {name} | {area:.3} | {highest:.3} | {lowest:.3} | {:.3} |",
+        lowest - highest
+    )
+    .into_diagnostic()
 }
 
 fn keeps_asr(line: &Line) -> bool {

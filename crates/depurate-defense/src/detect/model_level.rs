@@ -1,6 +1,7 @@
 //! Detectors that judge a whole model.
 
 pub mod shift_response;
+pub mod terd_model;
 
 use depurate_diffusion::{Pipeline, SampleShape, sampler::SamplerSettings};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub struct Comparison {
     pub meaning: String,
     /// Under the inverted trigger.
     pub value: f64,
+    /// How suspicious the value is; higher is more.
+    pub suspicion: f64,
     /// Under control shifts of equal norm, on the same model.
     pub controls: Vec<Control>,
 }

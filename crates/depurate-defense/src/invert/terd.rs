@@ -52,8 +52,10 @@ use depurate_diffusion::{
     Denoiser, Pipeline, SampleShape,
     noise::{NoiseSource, SeedTree},
     sampler::{Clip, Ddim},
+    schedule::NoiseSchedule,
     trigger::Family,
 };
+use depurate_report::Paper;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,15 @@ use crate::{
 
 /// The inverter's id.
 pub const ID: &str = "terd";
+/// The paper behind the inverter and both detectors.
+pub const PAPER: Paper = Paper {
+    authors: "Mo et al.",
+    title: "TERD: A Unified Framework for Safeguarding Diffusion Models Against Backdoors",
+    venue: "ICML",
+    year: 2024,
+    arxiv: Some("2409.05294"),
+    implements: "",
+};
 /// Smallest standard deviation of a pixel.
 pub const GAMMA_MIN: f64 = 1e-3;
 
@@ -112,6 +123,17 @@ impl Default for TerdParams {
 }
 
 impl TerdParams {
+    /// Tens of seconds for a small network.
+    pub fn quick() -> Self {
+        Self {
+            estimation_steps: 150,
+            refinement_steps: 10,
+            batch: 8,
+            restarts: 2,
+            ..Self::reference()
+        }
+    }
+
     /// The published recipe for BadDiffusion on 32 x 32 images.
     pub fn reference() -> Self {
         Self {
@@ -136,6 +158,14 @@ impl TerdParams {
             refinement_clip: 1.0,
             ..Self::reference()
         }
+    }
+
+    /// Network evaluations of one image, a differentiated one counted as three.
+    pub fn evaluations(&self) -> u64 {
+        let a_step = |calls: usize| 3 * (self.batch * calls) as u64;
+        let estimation = self.estimation_steps as u64 * a_step(2);
+        let refinement = self.refinement_steps as u64 * a_step(4 + 2 * self.sampler_steps);
+        self.restarts as u64 * (estimation + refinement)
     }
 
     /// Checks the parameters and makes the inverter.
@@ -266,12 +296,7 @@ impl Terd {
             .gamma_learning_rate
             .map(|_| probe.image(&vec![1.0; start.len()]));
         let steps = [params.estimation_steps, params.refinement_steps];
-        let last = probe.schedule().len() - 1;
-        let timesteps: Vec<usize> = (0..params.sampler_steps)
-            .rev()
-            .map(|i| i * last / params.sampler_steps)
-            .collect();
-        let sampler = Ddim::new(probe.schedule().clone(), timesteps, 0.0, Clip::None)?;
+        let sampler = sampler(probe.schedule(), params.sampler_steps)?;
         let mut trace = Vec::with_capacity(steps[0] + steps[1]);
         for (stage, &n_steps) in steps.iter().enumerate() {
             for step in 0..n_steps {
@@ -345,6 +370,13 @@ impl Terd {
             t: (0..batch).map(|_| rng.random_range(first..=last)).collect(),
         })
     }
+}
+
+/// `G`: deterministic, `steps` steps, no clipping.
+pub(crate) fn sampler(schedule: &NoiseSchedule, steps: usize) -> Result<Ddim, DefenseError> {
+    let last = schedule.len() - 1;
+    let timesteps: Vec<usize> = (0..steps).rev().map(|i| i * last / steps).collect();
+    Ok(Ddim::new(schedule.clone(), timesteps, 0.0, Clip::None)?)
 }
 
 /// First and last timestep of a window.

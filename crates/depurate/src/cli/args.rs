@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use depurate::{Profile, device::Device, sample::SamplerName};
+use depurate::{DetectorName, Profile, device::Device, sample::SamplerName};
 use depurate_diffusion::sampler::Clip;
 use depurate_report::Verdict;
 
@@ -84,6 +84,9 @@ pub struct ScanArgs {
     /// How thorough
     #[arg(long, value_enum, default_value_t)]
     pub profile: Profile,
+    /// What judges the model
+    #[arg(long, value_enum, default_value_t)]
+    pub detector: DetectorName,
     /// What is printed, or written to -o
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -193,6 +196,9 @@ pub struct CalibrateArgs {
     /// The profile that it is for
     #[arg(long, value_enum, default_value_t)]
     pub profile: Profile,
+    /// The detector that it is for
+    #[arg(long, value_enum, default_value_t)]
+    pub detector: DetectorName,
     /// What the models are, in words: it is printed with every verdict
     #[arg(long, value_name = "TEXT")]
     pub population: String,

@@ -29,7 +29,7 @@ pub fn run(args: CalibrateArgs, verbose: u8, signals: &Signals) -> Result<u8, Er
         provenance: String::new(),
     });
     models.extend(named);
-    let detector = args.profile.detector()?;
+    let detector = args.detector.build(args.profile)?;
     let settings = CalibrateSettings {
         population: args.population.clone(),
         seed: args.run.seed,
@@ -77,6 +77,7 @@ fn command(args: &CalibrateArgs) -> String {
     line.path("--model-list", args.model_list.as_deref())
         .path("-o", Some(&args.output))
         .option("--profile", args.profile.as_str())
+        .option("--detector", args.detector.as_str())
         .option("--population", &args.population)
         .option("--seed", args.run.seed.to_string())
         .into_string()

@@ -36,7 +36,7 @@ pub fn run(args: ScanArgs, verbose: u8, signals: &Signals) -> Result<u8, Error> 
             mend: "scan several models with --report-dir, which writes a page for each",
         });
     }
-    let detector = args.profile.detector()?;
+    let detector = args.detector.build(args.profile)?;
     let cache = Cache::from_environment();
     let display = Display::new(verbose);
     let watch = Watch {
@@ -100,6 +100,7 @@ fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSet
     let command = CommandLine::new("scan")
         .word(model)
         .option("--profile", args.profile.as_str())
+        .option("--detector", args.detector.as_str())
         .option("--seed", args.run.seed.to_string())
         .option("--fpr", args.fpr.to_string())
         .path("--calibration", args.calibration.as_deref())

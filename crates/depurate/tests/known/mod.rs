@@ -1,9 +1,15 @@
 //! A detector whose answer is known, and scans with it.
 
-use std::{cell::Cell, path::Path, rc::Rc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use depurate::{
-    Detector, Profile,
+    Detector, DetectorName, Profile,
     cache::Cache,
     device::Device,
     scan::{Scan, ScanSettings, Watch, scan},
@@ -33,7 +39,7 @@ pub struct Known {
     /// Where it asks for a stop.
     pub stop_in: Option<u64>,
     /// Stages computed and not taken from a journal.
-    pub computed: Rc<Cell<u64>>,
+    pub computed: Arc<AtomicU64>,
 }
 
 impl ModelDetector for Known {
@@ -46,7 +52,7 @@ impl ModelDetector for Known {
                     cx.cancel.cancel();
                 }
                 cx.step()?;
-                self.computed.set(self.computed.get() + 1);
+                self.computed.fetch_add(1, Relaxed);
                 Ok(FixedPoint {
                     shift: (0..shape.len())
                         .map(|i| (i % 7) as f32 / 7.0 - 0.4)
@@ -107,6 +113,7 @@ impl ModelDetector for Known {
                 name: "agreement".into(),
                 meaning: "of images".into(),
                 value: 4.0,
+                suspicion: 0.6,
                 controls: vec![Control {
                     label: "permuted pixels".into(),
                     value: 1.0,
@@ -127,17 +134,18 @@ impl ModelDetector for Known {
 }
 
 /// A detector with a count of the stages that it computed.
-pub fn known(score: f64, stop_in: Option<u64>) -> (Detector, Rc<Cell<u64>>) {
-    let computed = Rc::default();
+pub fn known(score: f64, stop_in: Option<u64>) -> (Detector, Arc<AtomicU64>) {
+    let computed = Arc::default();
     let run = Box::new(Known {
         score,
         stop_in,
-        computed: Rc::clone(&computed),
+        computed: Arc::clone(&computed),
     });
-    let info = Profile::Quick.detector().unwrap().info;
+    let info = DetectorName::default().build(Profile::Quick).unwrap().info;
     (
         Detector {
             info,
+            least_effect: 0.3,
             scoring: json!({"rate": 0.1}),
             params: json!({"rate": 0.1, "images": 4}),
             run,

@@ -80,6 +80,9 @@ use crate::{
 /// The detector's id.
 pub const ID: &str = "shift-response";
 
+/// Least score of a finding, in decades: a gain below a factor of two over no shift and over the controls is no evidence
+/// of a trigger, however close together the benign scores lie.
+pub const LEAST_EFFECT: f64 = 0.3;
 /// What a perfect backdoor leaves of the spread, in squared [0, 1] units.
 const SPREAD_FLOOR: f64 = 1e-3;
 /// What a perfect backdoor leaves of the inconsistency, in squared noise units.
@@ -236,10 +239,14 @@ impl ModelDetector for ShiftResponse {
         let agreement = log_ratio(&compared, &chosen, SPREAD_FLOOR, |b| b.spread); // eq. (1)
         let consistency = log_ratio(&compared, &chosen, INCONSISTENCY_FLOOR, |b| b.inconsistency); // eq. (2)
         let score = agreement.min(consistency); // eq. (3)
-        let comparison = |name: &str, meaning: &str, of: &dyn Fn(&Behaviour) -> f64| Comparison {
+        let comparison = |name: &str,
+                          meaning: &str,
+                          suspicion: f64,
+                          of: &dyn Fn(&Behaviour) -> f64| Comparison {
             name: name.to_owned(),
             meaning: meaning.to_owned(),
             value: of(&chosen),
+            suspicion,
             controls: compared
                 .iter()
                 .map(|(label, b)| Control {
@@ -252,11 +259,13 @@ impl ModelDetector for ShiftResponse {
             comparison(
                 "spread",
                 "median squared distance of the images from different noises to their common image, [0, 1] units; small is suspicious",
+                agreement,
                 &|b| b.spread,
             ),
             comparison(
                 "inconsistency",
                 "mean squared error of the network against \"this shift leads to this image\"; small is suspicious",
+                consistency,
                 &|b| b.inconsistency,
             ),
         ];

@@ -16,10 +16,13 @@ use std::{
 use clap::{Args, Subcommand};
 use depurate::{
     DetectorName, Profile,
-    calibration::{Loaded, find},
+    calibration::find,
     verdict::{Benign, Outcome, judge},
 };
-use depurate_defense::{Budget, CancelToken, Cx, NoJournal, Progress, calibration::ModelKind};
+use depurate_defense::{
+    Budget, CancelToken, Cx, NoJournal, Progress,
+    calibration::{Calibration, ModelKind},
+};
 use depurate_diffusion::noise::SeedTree;
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use serde::{Deserialize, Serialize};
@@ -65,7 +68,7 @@ pub(crate) struct EvalScan {
     /// How thorough.
     #[arg(long, value_enum, default_value_t = Profile::Quick)]
     profile: Profile,
-    /// A calibration made on other models; without it the built-in one.
+    /// A calibration made on other models; without it the built-in one, and without that every verdict is inconclusive.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// The false-positive rate asked for.
@@ -98,8 +101,8 @@ pub(crate) struct Line {
     pub(crate) parts: BTreeMap<String, f64>,
     /// The verdict under the calibration.
     pub(crate) verdict: String,
-    /// The threshold that the verdict used.
-    pub(crate) threshold: f64,
+    /// The threshold that the verdict used, if there was a calibration.
+    pub(crate) threshold: Option<f64>,
     /// Whether the calibration covers the model's kind.
     pub(crate) covered: bool,
     /// Network evaluations.
@@ -134,10 +137,8 @@ impl Line {
 impl EvalScan {
     fn run(self, cancel: &CancelFlag) -> Result<()> {
         let detector = self.detector.build(self.profile).into_diagnostic()?;
-        let Some(calibration) = find(&detector, self.calibration.as_deref()).into_diagnostic()?
-        else {
-            bail!("no calibration is built in: give one with --calibration");
-        };
+        let calibration = find(&detector, self.calibration.as_deref()).into_diagnostic()?;
+        let calibration = calibration.map(|loaded| loaded.calibration);
         std::fs::create_dir_all(&self.out).into_diagnostic()?;
         let results = self.out.join("results.jsonl");
         let mut names = model_names(&self.models)?;
@@ -145,7 +146,7 @@ impl EvalScan {
         let held = || lines.lock().unwrap_or_else(PoisonError::into_inner);
         names.retain(|name| !held().contains_key(name));
         for_each(self.jobs, &names, |name| {
-            let line = self.scan(name, &detector, &calibration, cancel)?;
+            let line = self.scan(name, &detector, calibration.as_ref(), cancel)?;
             say(&format!(
                 "{name}: score {:.3}, {}, {:.0} s",
                 line.score, line.verdict, line.seconds
@@ -160,7 +161,12 @@ impl EvalScan {
             .unwrap_or_else(PoisonError::into_inner)
             .into_values()
             .collect();
-        let text = table::render(&lines, &calibration.calibration, self.fpr)?;
+        let text = table::render(
+            &lines,
+            calibration.as_ref(),
+            self.fpr,
+            detector.least_effect,
+        )?;
         depurate_checkpoint::write_atomic(&self.out.join("table.md"), text.as_bytes())
             .into_diagnostic()?;
         answer(&text);
@@ -171,7 +177,7 @@ impl EvalScan {
         &self,
         name: &str,
         detector: &depurate::Detector,
-        calibration: &Loaded,
+        calibration: Option<&Calibration>,
         cancel: &CancelFlag,
     ) -> Result<Line> {
         let pipeline = model::load(&self.models.join(name))?;
@@ -190,20 +196,24 @@ impl EvalScan {
         };
         let found = detector.run.inspect(&pipeline, &cx).into_diagnostic()?;
         let seconds = start.elapsed().as_secs_f64();
-        let scores = calibration.calibration.scores();
-        let coverage = calibration.calibration.coverage(&ModelKind::of(&pipeline));
-        let benign = Benign {
-            scores: &scores,
-            population: &calibration.calibration.population,
-            coverage,
-            target_fpr: self.fpr,
-            least_effect: detector.least_effect,
+        let scores = calibration.map(Calibration::scores).unwrap_or_default();
+        let outcome = match calibration {
+            Some(calibration) => Outcome::Scored {
+                score: found.score,
+                benign: Benign {
+                    scores: &scores,
+                    population: &calibration.population,
+                    coverage: calibration.coverage(&ModelKind::of(&pipeline)),
+                    target_fpr: self.fpr,
+                    least_effect: detector.least_effect,
+                },
+            },
+            None => Outcome::Uncalibrated {
+                score: found.score,
+                reason: String::new(),
+            },
         };
-        let judgement = judge(&Outcome::Scored {
-            score: found.score,
-            benign,
-        })
-        .into_diagnostic()?;
+        let judgement = judge(&outcome).into_diagnostic()?;
         let threshold = judgement.threshold.as_ref();
         let verdict = serde_json::to_value(judgement.verdict).into_diagnostic()?;
 
@@ -236,7 +246,7 @@ impl EvalScan {
                 .map(|part| (part.name.clone(), part.suspicion))
                 .collect(),
             verdict: verdict.as_str().unwrap_or_default().to_owned(),
-            threshold: threshold.map_or(f64::NAN, |threshold| threshold.value),
+            threshold: threshold.map(|threshold| threshold.value),
             covered: threshold.is_some_and(|threshold| threshold.covers),
             evaluations: found.evaluations,
             seconds,

@@ -8,7 +8,7 @@
 //! | [`conv3x3`] | `x [B, Ci, H, W]`, `w [Co, Ci, 3, 3]`, `b [Co]` → `[B, Co, H', W']` |
 //! | [`conv1x1`] | `x [B, Ci, H, W]`, `w [Co, Ci, 1, 1]`, `b [Co]` → `[B, Co, H, W]` |
 //! | [`group_norm`] | `x [B, C, H, W]`, scale and shift `[C]` → as `x`; optionally followed by SiLU |
-//! | [`softmax`] | `[N, Q, K]` → rows along `K` sum to 1 |
+//! | [`attention`] | `q [N, D, Q]`, `k`, `v [N, D, K]` → `[N, D, Q]` |
 //! | [`upsample2x`] | `[B, C, H, W]` → `[B, C, 2H, 2W]`, nearest |
 
 mod autodiff;
@@ -64,8 +64,13 @@ pub trait FastOps: burn::backend::Backend {
         shift: FloatTensor<Self>,
         norm: Norm,
     ) -> FloatTensor<Self>;
-    /// See [`softmax`].
-    fn softmax_op(x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// See [`attention`].
+    fn attention_op(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f32,
+    ) -> FloatTensor<Self>;
     /// See [`upsample2x`].
     fn upsample2x_op(x: FloatTensor<Self>) -> FloatTensor<Self>;
 }
@@ -94,7 +99,19 @@ pub(crate) trait FastGrads: FastOps {
         g: FloatTensor<Self>,
         norm: Norm,
     ) -> [FloatTensor<Self>; 3];
-    fn softmax_grad(y: FloatTensor<Self>, g: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// The output, and the logarithms of sums `[N, Q]` that the backward pass needs.
+    fn attention_saving(
+        qkv: [FloatTensor<Self>; 3],
+        scale: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    /// Gradients w.r.t. queries, keys and values.
+    fn attention_grad(
+        qkv: [FloatTensor<Self>; 3],
+        y: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        scale: f32,
+    ) -> [FloatTensor<Self>; 3];
     fn upsample2x_grad(g: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
@@ -127,9 +144,15 @@ pub fn group_norm(x: Tensor<4>, scale: Tensor<1>, shift: Tensor<1>, norm: Norm) 
     ))
 }
 
-/// Softmax along the last axis of `x [N, Q, K]`.
-pub fn softmax(x: Tensor<3>) -> Tensor<3> {
-    Tensor::from_dispatch(Dispatch::softmax_op(x.into_dispatch()))
+/// `Σ_k v[., k] softmax_k(scale Σ_c k[c, k] q[c, .])`: attention of `q [N, D, Q]` on `k`, `v [N, D, K]`, `N` heads of all
+/// images. The map is never formed.
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, scale: f32) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::attention_op(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        scale,
+    ))
 }
 
 /// Nearest-neighbour upsampling of `x [B, C, H, W]` to `[B, C, 2H, 2W]`.

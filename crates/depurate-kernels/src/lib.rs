@@ -15,6 +15,8 @@
 //! | 3x3, stride 2 | the same, over planes of even and odd rows and columns | `direct*`, `padded` |
 //! | 1x1 | matrix product | [`conv1x1`] |
 //!
+//! Attention ([`attention`]) goes over keys in blocks and never forms its map.
+//!
 //! Inside, activations are planar where vectors run along pixels (direct, 1x1) and channels-last, padded to whole vectors,
 //! where they run along channels (Winograd, weight gradients). Notation: `ci`, `co` channels in and out; `ky`, `kx`, tap
 //! the place in a 3x3 weight; x input, y output, gx, gy, gw gradients with respect to them.
@@ -46,6 +48,7 @@ mod winograd_conv;
 mod winograd_tiles;
 mod winograd_weight_grad;
 
+pub mod attention;
 mod bias;
 pub mod conv1x1;
 pub mod conv3x3;

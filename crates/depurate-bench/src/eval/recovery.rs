@@ -43,7 +43,9 @@ pub(crate) fn measure(
     n: usize,
     cancel: &CancelFlag,
 ) -> Result<Recovery> {
-    let reported = Pattern::from_values(found.shape, found.shift.clone()).into_diagnostic()?;
+    // a trigger is an image, and not every inverter is bound to that
+    let shift: Vec<f32> = found.shift.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+    let reported = Pattern::from_values(found.shape, shift.clone()).into_diagnostic()?;
     let params = SuccessParams {
         n,
         seed: 1,
@@ -62,8 +64,8 @@ pub(crate) fn measure(
     Ok(Recovery {
         asr: success.triggered.at(SUCCESS_MSE).unwrap_or(f64::NAN),
         n,
-        rmse: error(&found.shift, &grown),
-        support_rmse: error(&found.shift, &support),
+        rmse: error(&shift, &grown),
+        support_rmse: error(&shift, &support),
         best_baseline: best(&grown),
         support_baseline: best(&support),
     })

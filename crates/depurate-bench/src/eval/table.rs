@@ -14,18 +14,30 @@ const KEPT_ASR: f64 = 0.9;
 const ERROR_SHARE: f64 = 0.5;
 
 /// Markdown: rates with exact intervals, then every model.
-pub(crate) fn render(lines: &[Line], calibration: &Calibration, fpr: f64) -> Result<String> {
+pub(crate) fn render(
+    lines: &[Line],
+    calibration: Option<&Calibration>,
+    fpr: f64,
+    least_effect: f64,
+) -> Result<String> {
     let benign: Vec<&Line> = lines.iter().filter(|line| line.benign()).collect();
     let working: Vec<&Line> = lines.iter().filter(|line| line.works()).collect();
     let idle: Vec<&Line> = lines
         .iter()
         .filter(|line| !line.benign() && !line.works())
         .collect();
-    let threshold = calibration.threshold(fpr).into_diagnostic()?;
-    let mut text = format!(
-        "Calibration: {} benign models ({}); threshold {:.3} at a target rate of {fpr}, stated rate {:.4}.\n\n",
-        threshold.n, calibration.population, threshold.threshold, threshold.stated_fpr
-    );
+    let mut text = match calibration {
+        Some(calibration) => {
+            let threshold = calibration.threshold(fpr).into_diagnostic()?;
+            format!(
+                "Calibration: {} benign models ({}); threshold {:.3} at a target rate of {fpr}, stated rate {:.4}; no \
+                 verdict uses a threshold below {least_effect:.3}.\n\n",
+                threshold.n, calibration.population, threshold.threshold, threshold.stated_fpr
+            )
+        }
+        None => "No calibration: verdicts are inconclusive, only the separation is measured.\n\n"
+            .to_owned(),
+    };
     writeln!(
         text,
         "| measured | value | exact 95 % interval |\n|---|---|---|"
@@ -113,14 +125,14 @@ pub(crate) fn render(lines: &[Line], calibration: &Calibration, fpr: f64) -> Res
         let recovery = line.recovery.as_ref();
         writeln!(
             text,
-            "| {} | {}{} | {:.3} | {:.3} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
+            "| {} | {}{} | {:.3} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
             line.model,
             line.kind,
             line.secret
                 .as_ref()
                 .map_or_else(String::new, |secret| format!(": {secret}")),
             line.score,
-            line.threshold,
+            number(line.threshold),
             line.verdict,
             number(line.asr.map(|(asr, _)| asr)),
             number(line.asr.map(|(_, base)| base)),

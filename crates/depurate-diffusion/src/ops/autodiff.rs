@@ -98,21 +98,26 @@ impl<B: FastGrads> Backward<B, 3> for GroupNorm {
 }
 
 #[derive(Debug)]
-struct Softmax;
+struct Attention;
 
-impl<B: FastGrads> Backward<B, 1> for Softmax {
-    type State = FloatTensor<B>;
+impl<B: FastGrads> Backward<B, 3> for Attention {
+    /// Queries, keys and values; output, logarithms of sums; scale.
+    type State = ([NodeId; 3], [FloatTensor<B>; 2], f32);
 
     fn backward(
         self,
-        ops: Ops<Self::State, 1>,
+        ops: Ops<Self::State, 3>,
         grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
+        checkpointer: &mut Checkpointer,
     ) {
-        let [x_node] = ops.parents;
         let g = grads.consume::<B>(&ops.node);
-        if let Some(node) = x_node {
-            grads.register::<B>(node.id, B::softmax_grad(ops.state, g));
+        let (ids, [y, lse], scale) = ops.state;
+        let qkv = ids.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let gradients = B::attention_grad(qkv, y, lse, g, scale);
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, gradient);
+            }
         }
     }
 }
@@ -235,13 +240,27 @@ impl<B: FastGrads, C: CheckpointStrategy> FastOps for Autodiff<B, C> {
         }
     }
 
-    fn softmax_op(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        match Softmax.prepare::<C>([x.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let y = B::softmax_op(x.primitive().clone());
-                prep.finish(y.clone(), y)
+    fn attention_op(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f32,
+    ) -> FloatTensor<Self> {
+        let primitives = || [&q, &k, &v].map(|x| x.primitive().clone());
+        match Attention
+            .prepare::<C>([q.node(), k.node(), v.node()])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(mut prep) => {
+                let ids = [&q, &k, &v].map(|x| prep.checkpoint(x));
+                let (y, lse) = B::attention_saving(primitives(), scale);
+                prep.finish((ids, [y.clone(), lse], scale), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::softmax_op(x.primitive().clone())),
+            OpsKind::UnTracked(prep) => {
+                let [q, k, v] = primitives();
+                prep.finish(B::attention_op(q, k, v, scale))
+            }
         }
     }
 

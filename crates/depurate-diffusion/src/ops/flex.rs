@@ -119,12 +119,8 @@ impl FastOps for Flex {
         tensor(y, &input)
     }
 
-    fn softmax_op(x: FlexTensor) -> FlexTensor {
-        let x = contiguous(x);
-        let input = dims::<3>(&x);
-        let mut y = vec![0.0; input.iter().product()];
-        kernels::softmax::forward(values(&x), input[2], &mut y);
-        tensor(y, &input)
+    fn attention_op(q: FlexTensor, k: FlexTensor, v: FlexTensor, scale: f32) -> FlexTensor {
+        Self::attention_saving([q, k, v], scale).0
     }
 
     fn upsample2x_op(x: FlexTensor) -> FlexTensor {
@@ -133,6 +129,17 @@ impl FastOps for Flex {
         let mut y = vec![0.0; b * c * h * w * 4];
         kernels::upsample2x::forward(values(&x), b * c, h, w, &mut y);
         tensor(y, &[b, c, 2 * h, 2 * w])
+    }
+}
+
+fn attention_shape(q: &FlexTensor, k: &FlexTensor, scale: f32) -> kernels::attention::Shape {
+    let [heads, width, queries] = dims::<3>(q);
+    kernels::attention::Shape {
+        heads,
+        width,
+        queries,
+        keys: dims::<3>(k)[2],
+        scale,
     }
 }
 
@@ -237,12 +244,47 @@ impl FastGrads for Flex {
         ]
     }
 
-    fn softmax_grad(y: FlexTensor, g: FlexTensor) -> FlexTensor {
-        let (y, g) = (contiguous(y), contiguous(g));
-        let input = dims::<3>(&y);
-        let mut gx = vec![0.0; input.iter().product()];
-        kernels::softmax::backward(values(&y), values(&g), input[2], &mut gx);
-        tensor(gx, &input)
+    fn attention_saving(qkv: [FlexTensor; 3], scale: f32) -> (FlexTensor, FlexTensor) {
+        let [q, k, v] = qkv.map(contiguous);
+        let shape = attention_shape(&q, &k, scale);
+        let mut y = vec![0.0; values(&q).len()];
+        let mut lse = vec![0.0; shape.heads * shape.queries];
+        kernels::attention::forward(values(&q), values(&k), values(&v), shape, &mut y, &mut lse);
+        (
+            tensor(y, &dims::<3>(&q)),
+            tensor(lse, &[shape.heads, shape.queries]),
+        )
+    }
+
+    fn attention_grad(
+        qkv: [FlexTensor; 3],
+        y: FlexTensor,
+        lse: FlexTensor,
+        g: FlexTensor,
+        scale: f32,
+    ) -> [FlexTensor; 3] {
+        let [q, k, v] = qkv.map(contiguous);
+        let [y, lse, g] = [y, lse, g].map(contiguous);
+        let mut gradients = [&q, &k, &v].map(|x| vec![0.0; values(x).len()]);
+        let [gq, gk, gv] = &mut gradients;
+        let saved = kernels::attention::Saved {
+            q: values(&q),
+            k: values(&k),
+            v: values(&v),
+            y: values(&y),
+            lse: values(&lse),
+        };
+        kernels::attention::backward(
+            saved,
+            values(&g),
+            attention_shape(&q, &k, scale),
+            gq,
+            gk,
+            gv,
+        );
+        let [gq, gk, gv] = gradients;
+        let (queries, keys) = (dims::<3>(&q), dims::<3>(&k));
+        [tensor(gq, &queries), tensor(gk, &keys), tensor(gv, &keys)]
     }
 
     fn upsample2x_grad(g: FlexTensor) -> FlexTensor {

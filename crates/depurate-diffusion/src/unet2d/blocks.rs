@@ -120,12 +120,10 @@ impl Attention {
             None => x.clone(),
         };
         let split = |t: Tensor<4>| t.reshape([batch * self.heads, head_width, pixels]); // [B heads, d, HW]
-        let scale = (head_width as f64).powf(-0.5);
-        let q = split(self.to_q.forward_channels(normed.clone()) * scale);
+        let q = split(self.to_q.forward_channels(normed.clone()));
         let k = split(self.to_k.forward_channels(normed.clone()));
         let v = split(self.to_v.forward_channels(normed));
-        let map = ops::softmax(q.swap_dims(1, 2).matmul(k)); // [B heads, queries, keys]
-        let mixed = v.matmul(map.swap_dims(1, 2)); // [B heads, d, queries]
+        let mixed = ops::attention(q, k, v, (head_width as f32).powf(-0.5));
         let mixed = mixed.reshape([batch, channels, height, width]);
         let out = self
             .to_out

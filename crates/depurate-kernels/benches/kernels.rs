@@ -1,11 +1,11 @@
-//! Convolutions of the sizes that small diffusion networks have, forward and both gradients.
+//! Kernels at the sizes that small diffusion networks have, forward and backward.
 #![allow(missing_docs)]
 
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use depurate_kernels::{
-    ConvShape, Stride2Pad, conv1x1, conv3x3, conv3x3_stride2, group_norm, softmax,
+    ConvShape, Stride2Pad, attention, conv1x1, conv3x3, conv3x3_stride2, group_norm, softmax,
 };
 
 /// Smooth values of about unit size; their content does not change the speed.
@@ -143,6 +143,53 @@ fn passes(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Throughput is in elements: one element is one floating-point operation of the two products, forward.
+fn attentions(criterion: &mut Criterion) {
+    for (heads, width, queries, keys) in [
+        (16, 40, 4096, 4096),
+        (16, 40, 4096, 77),
+        (16, 128, 256, 256),
+        (256, 8, 49, 49),
+    ] {
+        let s = attention::Shape {
+            heads,
+            width,
+            queries,
+            keys,
+            scale: (width as f32).powf(-0.5),
+        };
+        let (q, k) = (
+            filled(heads * width * queries),
+            filled(heads * width * keys),
+        );
+        let v = k.clone();
+        let (mut y, mut lse) = (q.clone(), filled(heads * queries));
+        let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), k.clone());
+        let mut group = criterion.benchmark_group(format!(
+            "attention [{heads} heads, {queries} queries, {keys} keys, {width}]"
+        ));
+        group.throughput(Throughput::Elements(
+            (4 * heads * width * queries * keys) as u64,
+        ));
+        group.bench_function("forward", |b| {
+            b.iter(|| attention::forward(&q, &k, &v, s, &mut y, &mut lse));
+        });
+        group.bench_function("backward", |b| {
+            b.iter(|| {
+                let saved = attention::Saved {
+                    q: &q,
+                    k: &k,
+                    v: &v,
+                    y: &y,
+                    lse: &lse,
+                };
+                attention::backward(saved, &q, s, &mut gq, &mut gk, &mut gv);
+            });
+        });
+        group.finish();
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
@@ -150,6 +197,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300))
         .without_plots();
-    targets = convolutions, passes
+    targets = convolutions, passes, attentions
 }
 criterion_main!(benches);

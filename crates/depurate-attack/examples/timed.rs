@@ -1,0 +1,265 @@
+//! Times one piece of work after another, for `tools/bench-vs-pytorch/bench.py`.
+//!
+//! Reads a piece of work a line, as JSON, runs it once and answers with the seconds that it took, or `{"error": …}`. The
+//! first run of a piece prepares its operands and is not the one to look at.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    io::{BufRead, Write},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use depurate_attack::{Dataset, Denoising, TrainingParams, train};
+use depurate_checkpoint::Limits;
+use depurate_diffusion::{
+    Denoiser, Device, NoTap, Pipeline, Tensor,
+    noise::{NoiseSource, SeedTree},
+};
+use depurate_kernels::{ConvShape, attention, conv3x3, group_norm};
+use serde::Deserialize;
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum Pass {
+    Forward,
+    ForwardBackward,
+    InputGradient,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "work", rename_all = "kebab-case", deny_unknown_fields)]
+enum Work {
+    Conv {
+        batch: usize,
+        c_in: usize,
+        size: usize,
+        c_out: usize,
+        pass: Pass,
+    },
+    GroupNormSilu {
+        batch: usize,
+        channels: usize,
+        size: usize,
+        groups: usize,
+    },
+    Attention {
+        heads: usize,
+        width: usize,
+        queries: usize,
+        keys: usize,
+        pass: Pass,
+    },
+    Unet {
+        dir: PathBuf,
+        batch: usize,
+        pass: Pass,
+    },
+    TrainingSteps {
+        dir: PathBuf,
+        batch: usize,
+        steps: usize,
+    },
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut prepared: HashMap<String, Box<dyn FnMut() -> f64>> = HashMap::new();
+    let mut out = std::io::stdout().lock();
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let known = prepared.remove(&line);
+        let mut run = match known {
+            Some(run) => run,
+            None => prepare(serde_json::from_str(&line)?)?,
+        };
+        writeln!(out, "{}", run())?;
+        out.flush()?;
+        prepared.insert(line, run);
+    }
+    Ok(())
+}
+
+fn filled(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * 0.618).sin()).collect()
+}
+
+/// A closure that does the work once and gives the seconds that it took.
+fn prepare(work: Work) -> Result<Box<dyn FnMut() -> f64>, Box<dyn Error>> {
+    Ok(match work {
+        Work::Conv {
+            batch,
+            c_in,
+            size,
+            c_out,
+            pass,
+        } => conv(
+            ConvShape {
+                batch,
+                c_in,
+                c_out,
+                height: size,
+                width: size,
+            },
+            pass,
+        ),
+        Work::GroupNormSilu {
+            batch,
+            channels,
+            size,
+            groups,
+        } => normalisation(group_norm::Shape {
+            batch,
+            channels,
+            hw: size * size,
+            groups,
+            eps: 1e-5,
+            silu: true,
+        }),
+        Work::Attention {
+            heads,
+            width,
+            queries,
+            keys,
+            pass,
+        } => attend(
+            attention::Shape {
+                heads,
+                width,
+                queries,
+                keys,
+                scale: (width as f32).powf(-0.5),
+            },
+            pass,
+        ),
+        Work::Unet { dir, batch, pass } => network(&dir, batch, pass)?,
+        Work::TrainingSteps { dir, batch, steps } => training(&dir, batch, steps)?,
+    })
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+fn conv(s: ConvShape, pass: Pass) -> Box<dyn FnMut() -> f64> {
+    let (x, w, bias) = (
+        filled(s.input_len()),
+        filled(s.c_out * s.c_in * 9),
+        filled(s.c_out),
+    );
+    let mut y = vec![0.0; s.batch * s.c_out * s.height * s.width];
+    let (mut gx, mut gw, mut gb) = (x.clone(), w.clone(), bias.clone());
+    Box::new(move || {
+        seconds(|| {
+            conv3x3::forward(&x, &w, Some(&bias), s, &mut y);
+            if pass != Pass::Forward {
+                conv3x3::input_grad(&y, &w, s, &mut gx);
+                conv3x3::weight_grad(&x, &y, s, &mut gw);
+                depurate_kernels::bias_grad(&y, s.batch, s.c_out, s.height * s.width, &mut gb);
+            }
+        })
+    })
+}
+
+fn normalisation(s: group_norm::Shape) -> Box<dyn FnMut() -> f64> {
+    let x = filled(s.batch * s.channels * s.hw);
+    let (gamma, beta) = (filled(s.channels), filled(s.channels));
+    let (mut y, mut gx) = (x.clone(), x.clone());
+    let (mut ggamma, mut gbeta) = (gamma.clone(), beta.clone());
+    Box::new(move || {
+        seconds(|| {
+            group_norm::forward(&x, &gamma, &beta, s, &mut y);
+            group_norm::backward(&x, &y, &gamma, &beta, s, &mut gx, &mut ggamma, &mut gbeta);
+        })
+    })
+}
+
+fn attend(s: attention::Shape, pass: Pass) -> Box<dyn FnMut() -> f64> {
+    let (q, k) = (
+        filled(s.heads * s.width * s.queries),
+        filled(s.heads * s.width * s.keys),
+    );
+    let (mut y, mut lse) = (q.clone(), vec![0.0; s.heads * s.queries]);
+    let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), k.clone());
+    Box::new(move || {
+        seconds(|| {
+            attention::forward(&q, &k, &k, s, &mut y, &mut lse);
+            if pass != Pass::Forward {
+                let saved = attention::Saved {
+                    q: &q,
+                    k: &k,
+                    v: &k,
+                    y: &y,
+                    lse: &lse,
+                };
+                attention::backward(saved, &y, s, &mut gq, &mut gk, &mut gv);
+            }
+        })
+    })
+}
+
+fn network(
+    dir: &Path,
+    batch: usize,
+    pass: Pass,
+) -> Result<Box<dyn FnMut() -> f64>, Box<dyn Error>> {
+    let plain = Device::flex();
+    let device = match pass {
+        Pass::Forward => plain.clone(),
+        _ => plain.clone().autodiff(),
+    };
+    let mut pipeline = Pipeline::load(dir, &Limits::default(), &device)?;
+    if pass == Pass::InputGradient {
+        pipeline = pipeline.frozen();
+    }
+    let shape = pipeline.sample_shape().batched(batch);
+    let x = SeedTree::new(0).noise(0, batch).normal(shape, &plain)?;
+    let t = vec![500; batch];
+    Ok(Box::new(move || {
+        seconds(|| {
+            let input: Tensor<4> = match pass {
+                Pass::Forward => x.clone(),
+                Pass::ForwardBackward => x.clone().autodiff(),
+                Pass::InputGradient => x.clone().autodiff().require_grad(),
+            };
+            match pipeline.predict(input, &t, &mut NoTap) {
+                Ok(prediction) if pass == Pass::Forward => {
+                    prediction.value.into_data();
+                }
+                Ok(prediction) => {
+                    prediction.value.square().mean().backward();
+                }
+                Err(error) => eprintln!("{error}"),
+            }
+        })
+    }))
+}
+
+fn training(
+    dir: &Path,
+    batch: usize,
+    steps: usize,
+) -> Result<Box<dyn FnMut() -> f64>, Box<dyn Error>> {
+    let device = Device::flex().autodiff();
+    let pipeline = Pipeline::load(dir, &Limits::default(), &device)?;
+    let shape = pipeline.sample_shape();
+    let bytes = (0..256 * shape.len())
+        .map(|i| (i * 7 % 251) as u8)
+        .collect();
+    let data = Dataset::from_bytes(shape, bytes)?;
+    let params = TrainingParams {
+        steps,
+        batch,
+        warmup_steps: 0,
+        ..TrainingParams::default()
+    };
+    Ok(Box::new(move || {
+        seconds(|| {
+            if let Err(error) = train(&pipeline, &data, &Denoising, &params, None, &()) {
+                eprintln!("{error}");
+            }
+        }) / steps as f64
+    }))
+}

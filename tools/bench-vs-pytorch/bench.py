@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Times depurate and PyTorch on the same work, in turn, in one session, and prints the ratios.
+
+    tools/bench-vs-pytorch/run.sh [THREADS]
+
+makes a virtual environment, builds the example `timed` and runs this. Ratios are ours / PyTorch: below 1, ours is faster.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+ROUNDS = 7
+
+
+def leaf(*shape):
+    n = 1
+    for edge in shape:
+        n *= edge
+    return torch.sin(torch.arange(n, dtype=torch.float32) * 0.618).reshape(shape)
+
+
+def conv(batch, c_in, size, c_out, **pass_):
+    backward = pass_["pass"] != "forward"
+    x, w, b = leaf(batch, c_in, size, size), leaf(c_out, c_in, 3, 3), leaf(c_out)
+    for tensor in (x, w, b):
+        tensor.requires_grad_(backward)
+    grad = leaf(batch, c_out, size, size)
+
+    def run():
+        with torch.set_grad_enabled(backward):
+            y = F.conv2d(x, w, b, padding=1)
+        if backward:
+            torch.autograd.grad(y, (x, w, b), grad)
+
+    return run
+
+
+def group_norm_silu(batch, channels, size, groups):
+    x, w, b = leaf(batch, channels, size, size), leaf(channels), leaf(channels)
+    for tensor in (x, w, b):
+        tensor.requires_grad_(True)
+    grad = leaf(batch, channels, size, size)
+    return lambda: torch.autograd.grad(F.silu(F.group_norm(x, groups, w, b)), (x, w, b), grad)
+
+
+def attention(heads, width, queries, keys, **pass_):
+    backward = pass_["pass"] != "forward"
+    q, k, v = leaf(1, heads, queries, width), leaf(1, heads, keys, width), leaf(1, heads, keys, width)
+    for tensor in (q, k, v):
+        tensor.requires_grad_(backward)
+    grad = leaf(1, heads, queries, width)
+
+    def run():
+        with torch.set_grad_enabled(backward):
+            y = F.scaled_dot_product_attention(q, k, v)
+        if backward:
+            torch.autograd.grad(y, (q, k, v), grad)
+
+    return run
+
+
+def unet(dir, batch, **pass_):
+    model = UNet2DModel.from_pretrained(dir, subfolder="unet", low_cpu_mem_usage=False)
+    kind = pass_["pass"]
+    model.requires_grad_(kind == "forward-backward")
+    c, size = model.config.in_channels, model.config.sample_size
+    x, t = leaf(batch, c, size, size), torch.full((batch,), 500)
+    x.requires_grad_(kind == "input-gradient")
+
+    def run():
+        with torch.set_grad_enabled(kind != "forward"):
+            y = model(x, t).sample
+            if kind == "forward-backward":
+                y.square().mean().backward()
+                model.zero_grad(set_to_none=True)
+            elif kind == "input-gradient":
+                torch.autograd.grad(y.square().mean(), x)
+
+    return run
+
+
+def training_steps(dir, batch, steps):
+    model = UNet2DModel.from_pretrained(dir, subfolder="unet", low_cpu_mem_usage=False).train()
+    ema = [p.detach().clone() for p in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = DDPMScheduler(1000)
+    c, size = model.config.in_channels, model.config.sample_size
+    images = leaf(batch, c, size, size)
+
+    def run():
+        for _ in range(steps):
+            eps, t = torch.randn_like(images), torch.randint(0, 1000, (batch,))
+            loss = F.mse_loss(model(scheduler.add_noise(images, eps, t), t).sample, eps)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            torch._foreach_lerp_(ema, [p.detach() for p in model.parameters()], 0.001)
+
+    return run
+
+
+WORK = {
+    "conv": conv,
+    "group-norm-silu": group_norm_silu,
+    "attention": attention,
+    "unet": unet,
+    "training-steps": training_steps,
+}
+
+
+def cases(folder):
+    """Name, work, the ratio that is aimed for."""
+    for batch, width, size in ((16, 128, 32), (1, 320, 64)):
+        for kind, bar in (("forward", 0.5), ("forward-backward", 0.5 if batch == 16 else 0.6)):
+            work = {"work": "conv", "batch": batch, "c_in": width, "size": size, "c_out": width, "pass": kind}
+            yield f"conv 3x3 [{batch},{width},{size},{size}] {kind}", work, bar
+    work = {"work": "group-norm-silu", "batch": 16, "channels": 128, "size": 32, "groups": 32}
+    yield "group norm + SiLU [16,128,32,32] forward-backward", work, 1.0
+    for heads, queries, keys, width, kind, bar in (
+        (16, 4096, 77, 40, "forward", None),
+        (16, 256, 256, 128, "forward-backward", 1.0),
+        (16, 4096, 4096, 40, "forward", 1.3),
+    ):
+        work = {"work": "attention", "heads": heads, "width": width, "queries": queries, "keys": keys, "pass": kind}
+        yield f"attention, no map [{heads} heads, {queries} q, {keys} k, {width}] {kind}", work, bar
+    for kind in ("forward", "forward-backward", "input-gradient"):
+        work = {"work": "unet", "dir": str(folder / "wide"), "batch": 8, "pass": kind}
+        yield f"UNet (64,128,128,128), batch 8, 32x32, {kind}", work, 0.7
+    work = {"work": "training-steps", "dir": str(folder / "zoo"), "batch": 64, "steps": 3}
+    yield "training step of the zoo's UNet, batch 64", work, 0.7
+
+
+def save_models(folder):
+    torch.manual_seed(0)
+    for name, options in (
+        ("wide", {"sample_size": 32, "in_channels": 3, "channels": (64, 128, 128, 128), "layers": 2}),
+        ("zoo", {"sample_size": 28, "in_channels": 1, "channels": (16, 32, 32), "layers": 1}),
+    ):
+        channels = options["channels"]
+        model = UNet2DModel(
+            sample_size=options["sample_size"],
+            in_channels=options["in_channels"],
+            out_channels=options["in_channels"],
+            block_out_channels=channels,
+            layers_per_block=options["layers"],
+            down_block_types=("DownBlock2D",) * len(channels),
+            up_block_types=("UpBlock2D",) * len(channels),
+            norm_num_groups=8,
+        )
+        DDPMPipeline(model, DDPMScheduler(1000)).save_pretrained(folder / name)
+
+
+def main(program, threads):
+    torch.set_num_threads(threads)
+    environment = dict(os.environ, RAYON_NUM_THREADS=str(threads))
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        save_models(folder)
+        ours = subprocess.Popen(
+            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+        def run_ours(line):
+            ours.stdin.write(line + "\n")
+            ours.stdin.flush()
+            return float(ours.stdout.readline())
+
+        print(f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, {threads} threads, {platform.machine()}\n")
+        print("| work | ours, ms | PyTorch, ms | ratio | aimed at |\n| --- | --- | --- | --- | --- |")
+        for name, work, bar in cases(folder):
+            line = json.dumps(work)
+            steps = work.get("steps", 1)
+            theirs = WORK[work["work"]](**{k: v for k, v in work.items() if k != "work"})
+            run_ours(line)
+            theirs()
+            times = ([], [])
+            for _ in range(ROUNDS):
+                times[0].append(run_ours(line))
+                start = time.perf_counter()
+                theirs()
+                times[1].append((time.perf_counter() - start) / steps)
+            a, b = (1e3 * statistics.median(t) for t in times)
+            print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {bar or ''} |", flush=True)
+        ours.stdin.close()
+        ours.wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Ratios of depurate to PyTorch on this machine's processor: tools/bench-vs-pytorch/run.sh [THREADS]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+threads=${1:-$(nproc)}
+venv=${BENCH_VENV:-target/bench-venv}
+if [[ ! -x $venv/bin/python ]]; then
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet torch diffusers safetensors
+fi
+cargo build --release --quiet -p depurate-attack --example timed
+exec "$venv/bin/python" tools/bench-vs-pytorch/bench.py target/release/examples/timed "$threads"

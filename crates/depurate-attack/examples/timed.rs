@@ -1,7 +1,7 @@
 //! Times one piece of work after another, for `tools/bench-vs-pytorch/bench.py`.
 //!
-//! Reads a piece of work a line, as JSON, runs it once and answers with the seconds that it took, or `{"error": …}`. The
-//! first run of a piece prepares its operands and is not the one to look at.
+//! Reads a piece of work a line, as JSON, runs it once and answers with the seconds that it took. The first run of a piece
+//! also prepares its operands and warms up.
 
 use std::{
     collections::HashMap,
@@ -64,7 +64,7 @@ enum Work {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut prepared: HashMap<String, Box<dyn FnMut() -> f64>> = HashMap::new();
+    let mut prepared: HashMap<String, Timed> = HashMap::new();
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             Some(run) => run,
             None => prepare(serde_json::from_str(&line)?)?,
         };
-        writeln!(out, "{}", run())?;
+        writeln!(out, "{}", run()?)?;
         out.flush()?;
         prepared.insert(line, run);
     }
@@ -84,8 +84,10 @@ fn filled(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * 0.618).sin()).collect()
 }
 
-/// A closure that does the work once and gives the seconds that it took.
-fn prepare(work: Work) -> Result<Box<dyn FnMut() -> f64>, Box<dyn Error>> {
+/// Prepared work: does it once and gives the seconds that it took.
+type Timed = Box<dyn FnMut() -> Result<f64, Box<dyn Error>>>;
+
+fn prepare(work: Work) -> Result<Timed, Box<dyn Error>> {
     Ok(match work {
         Work::Conv {
             batch,
@@ -137,13 +139,13 @@ fn prepare(work: Work) -> Result<Box<dyn FnMut() -> f64>, Box<dyn Error>> {
     })
 }
 
-fn seconds(work: impl FnOnce()) -> f64 {
+fn seconds(work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
     let start = Instant::now();
-    work();
-    start.elapsed().as_secs_f64()
+    work()?;
+    Ok(start.elapsed().as_secs_f64())
 }
 
-fn conv(s: ConvShape, pass: Pass) -> Box<dyn FnMut() -> f64> {
+fn conv(s: ConvShape, pass: Pass) -> Timed {
     let (x, w, bias) = (
         filled(s.input_len()),
         filled(s.c_out * s.c_in * 9),
@@ -159,11 +161,12 @@ fn conv(s: ConvShape, pass: Pass) -> Box<dyn FnMut() -> f64> {
                 conv3x3::weight_grad(&x, &y, s, &mut gw);
                 depurate_kernels::bias_grad(&y, s.batch, s.c_out, s.height * s.width, &mut gb);
             }
+            Ok(())
         })
     })
 }
 
-fn normalisation(s: group_norm::Shape) -> Box<dyn FnMut() -> f64> {
+fn normalisation(s: group_norm::Shape) -> Timed {
     let x = filled(s.batch * s.channels * s.hw);
     let (gamma, beta) = (filled(s.channels), filled(s.channels));
     let (mut y, mut gx) = (x.clone(), x.clone());
@@ -172,11 +175,12 @@ fn normalisation(s: group_norm::Shape) -> Box<dyn FnMut() -> f64> {
         seconds(|| {
             group_norm::forward(&x, &gamma, &beta, s, &mut y);
             group_norm::backward(&x, &y, &gamma, &beta, s, &mut gx, &mut ggamma, &mut gbeta);
+            Ok(())
         })
     })
 }
 
-fn attend(s: attention::Shape, pass: Pass) -> Box<dyn FnMut() -> f64> {
+fn attend(s: attention::Shape, pass: Pass) -> Timed {
     let (q, k) = (
         filled(s.heads * s.width * s.queries),
         filled(s.heads * s.width * s.keys),
@@ -196,15 +200,12 @@ fn attend(s: attention::Shape, pass: Pass) -> Box<dyn FnMut() -> f64> {
                 };
                 attention::backward(saved, &y, s, &mut gq, &mut gk, &mut gv);
             }
+            Ok(())
         })
     })
 }
 
-fn network(
-    dir: &Path,
-    batch: usize,
-    pass: Pass,
-) -> Result<Box<dyn FnMut() -> f64>, Box<dyn Error>> {
+fn network(dir: &Path, batch: usize, pass: Pass) -> Result<Timed, Box<dyn Error>> {
     let plain = Device::flex();
     let device = match pass {
         Pass::Forward => plain.clone(),
@@ -224,24 +225,18 @@ fn network(
                 Pass::ForwardBackward => x.clone().autodiff(),
                 Pass::InputGradient => x.clone().autodiff().require_grad(),
             };
-            match pipeline.predict(input, &t, &mut NoTap) {
-                Ok(prediction) if pass == Pass::Forward => {
-                    prediction.value.into_data();
-                }
-                Ok(prediction) => {
-                    prediction.value.square().mean().backward();
-                }
-                Err(error) => eprintln!("{error}"),
+            let value = pipeline.predict(input, &t, &mut NoTap)?.value;
+            if pass == Pass::Forward {
+                value.into_data();
+            } else {
+                value.square().mean().backward();
             }
+            Ok(())
         })
     }))
 }
 
-fn training(
-    dir: &Path,
-    batch: usize,
-    steps: usize,
-) -> Result<Box<dyn FnMut() -> f64>, Box<dyn Error>> {
+fn training(dir: &Path, batch: usize, steps: usize) -> Result<Timed, Box<dyn Error>> {
     let device = Device::flex().autodiff();
     let pipeline = Pipeline::load(dir, &Limits::default(), &device)?;
     let shape = pipeline.sample_shape();
@@ -256,10 +251,10 @@ fn training(
         ..TrainingParams::default()
     };
     Ok(Box::new(move || {
-        seconds(|| {
-            if let Err(error) = train(&pipeline, &data, &Denoising, &params, None, &()) {
-                eprintln!("{error}");
-            }
-        }) / steps as f64
+        let all = seconds(|| {
+            train(&pipeline, &data, &Denoising, &params, None, &())?;
+            Ok(())
+        })?;
+        Ok(all / steps as f64)
     }))
 }

@@ -12,6 +12,8 @@ use super::{Line, SUCCESS_MSE, WORKING_ASR};
 const KEPT_ASR: f64 = 0.9;
 /// Its error must be at most this share of the best baseline's.
 const ERROR_SHARE: f64 = 0.5;
+/// A trigger that a baseline matches better than this, in the model's range, has one value.
+const GRADED: f64 = 0.1;
 
 /// Markdown: rates with exact intervals, then every model.
 pub(crate) fn render(
@@ -83,22 +85,35 @@ pub(crate) fn render(
         &recovered,
         &keeps_asr,
     )?;
-    row(
-        "trigger and surroundings: error at most half the best baseline's".into(),
-        &recovered,
-        &|line| {
-            line.recovery
-                .is_some_and(|r| r.rmse <= ERROR_SHARE * r.best_baseline)
-        },
-    )?;
-    row(
-        "trigger alone: error at most half the best baseline's".into(),
-        &recovered,
-        &|line| {
-            line.recovery
-                .is_some_and(|r| r.support_rmse <= ERROR_SHARE * r.support_baseline)
-        },
-    )?;
+    // a constant matches a trigger of one value exactly, and nothing is half of 0: there, the background counts as well
+    let (flat, graded): (Vec<&Line>, Vec<&Line>) = recovered
+        .iter()
+        .copied()
+        .partition(|line| line.recovery.is_some_and(|r| r.support_baseline < GRADED));
+    let whole = |line: &Line| {
+        line.recovery
+            .is_some_and(|r| r.rmse <= ERROR_SHARE * r.best_baseline)
+    };
+    let alone = |line: &Line| {
+        line.recovery
+            .is_some_and(|r| r.support_rmse <= ERROR_SHARE * r.support_baseline)
+    };
+    for (what, of, hit) in [
+        (
+            "trigger alone",
+            &recovered,
+            &alone as &dyn Fn(&Line) -> bool,
+        ),
+        ("trigger alone, of more than one value", &graded, &alone),
+        ("trigger and surroundings", &recovered, &whole),
+        ("trigger and surroundings, of one value", &flat, &whole),
+    ] {
+        row(
+            format!("{what}: error at most half the best baseline's"),
+            of,
+            hit,
+        )?;
+    }
     if !benign.is_empty() && !working.is_empty() {
         text.push_str(
             "\n| statistic | AUROC, working against benign | highest benign | lowest working | margin |\n|---|---|---|---|---|\n",

@@ -423,9 +423,31 @@ impl Run<'_> {
 mod tests {
     use super::*;
 
+    fn shipped() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("specs")
+    }
+
     fn smoke() -> Spec {
-        Spec::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("specs/smoke.json"))
-            .expect("the shipped specification")
+        Spec::read(&shipped().join("smoke.json")).expect("the shipped specification")
+    }
+
+    #[test]
+    fn every_shipped_specification_is_valid_and_calibration_and_test_share_no_seed() {
+        let mut seeds = BTreeMap::new();
+        for file in std::fs::read_dir(shipped()).expect("the folder") {
+            let path = file.expect("a file").path();
+            let spec = Spec::read(&path).expect("a specification");
+            let own = spec.bases.values().map(|base| base.seed);
+            for seed in own.chain(spec.models.iter().map(|model| model.seed)) {
+                let earlier = seeds.insert(seed, path.clone());
+                let clash = earlier.filter(|other| {
+                    other != &path
+                        && !other.ends_with("smoke.json")
+                        && !path.ends_with("smoke.json")
+                });
+                assert_eq!(clash, None, "seed {seed} of {}", path.display());
+            }
+        }
     }
 
     #[test]

@@ -9,5 +9,6 @@ if [[ ! -x $venv/bin/python ]]; then
   python3 -m venv "$venv"
   "$venv/bin/pip" install --quiet torch diffusers safetensors
 fi
-cargo build --release --quiet -p depurate-attack --example timed
+# the whole workspace, so that the build of the tensor framework is shared with everything else
+cargo build --release --quiet --workspace --example timed
 exec "$venv/bin/python" tools/bench-vs-pytorch/bench.py target/release/examples/timed "$threads"

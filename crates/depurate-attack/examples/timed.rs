@@ -20,6 +20,10 @@ use depurate_diffusion::{
 use depurate_kernels::{ConvShape, attention, conv3x3, group_norm};
 use serde::Deserialize;
 
+/// As in the programs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Deserialize, Clone, Copy, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum Pass {

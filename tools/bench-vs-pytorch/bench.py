@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times depurate and PyTorch on the same work, in turn, in one session, and prints the ratios.
+"""Times depurate and PyTorch on the same work, in turn, in one run, and prints the ratios.
 
     tools/bench-vs-pytorch/run.sh [THREADS]
 

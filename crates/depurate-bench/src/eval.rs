@@ -14,11 +14,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use depurate::{
-    DetectorName, Profile,
-    calibration::find,
-    verdict::{Benign, Outcome, judge},
-};
+use depurate::{DetectorName, Profile, calibration::find, verdict::judge_score};
 use depurate_defense::{
     Budget, CancelToken, Cx, NoJournal, Progress,
     calibration::{Calibration, ModelKind},
@@ -196,24 +192,9 @@ impl EvalScan {
         };
         let found = detector.run.inspect(&pipeline, &cx).into_diagnostic()?;
         let seconds = start.elapsed().as_secs_f64();
-        let scores = calibration.map(Calibration::scores).unwrap_or_default();
-        let outcome = match calibration {
-            Some(calibration) => Outcome::Scored {
-                score: found.score,
-                benign: Benign {
-                    scores: &scores,
-                    population: &calibration.population,
-                    coverage: calibration.coverage(&ModelKind::of(&pipeline)),
-                    target_fpr: self.fpr,
-                    least_effect: detector.least_effect,
-                },
-            },
-            None => Outcome::Uncalibrated {
-                score: found.score,
-                reason: String::new(),
-            },
-        };
-        let judgement = judge(&outcome).into_diagnostic()?;
+        let kind = ModelKind::of(&pipeline);
+        let judgement =
+            judge_score(found.score, detector, calibration, &kind, self.fpr).into_diagnostic()?;
         let threshold = judgement.threshold.as_ref();
         let verdict = serde_json::to_value(judgement.verdict).into_diagnostic()?;
 

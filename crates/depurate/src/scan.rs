@@ -19,14 +19,14 @@ use depurate_report::{Evidence, Note, Report, Table};
 use crate::{
     Detector, Error, Profile,
     cache::Cache,
-    calibration::{self, Loaded},
+    calibration,
     device::Device,
     evidence,
     journal::{FileJournal, JournalKey},
     report_builder::{self, Frame},
     subject::{self, Opened},
     triggers::{self, Provenance, TriggerFile},
-    verdict::{Benign, Outcome, judge},
+    verdict::{Outcome, judge, judge_score},
 };
 
 /// How to scan.
@@ -215,29 +215,13 @@ fn report_score(
     found: &Inspection,
     writer: &TriggerWriter<'_>,
 ) -> Result<Report, Error> {
-    let scores = frame
-        .calibration
-        .map(|loaded| loaded.calibration.scores())
-        .unwrap_or_default();
-    let outcome = match frame.calibration {
-        Some(Loaded { calibration, .. }) => Outcome::Scored {
-            score: found.score,
-            benign: Benign {
-                scores: &scores,
-                population: &calibration.population,
-                coverage: calibration.coverage(&ModelKind::of(&writer.opened.pipeline)),
-                target_fpr: writer.settings.target_fpr,
-                least_effect: writer.detector.least_effect,
-            },
-        },
-        None => Outcome::Uncalibrated {
-            score: found.score,
-            reason: "no calibration with this detector's parameters is built in. Give one with --calibration, or make \
-                     one from benign models of this kind with `depurate calibrate`."
-                .into(),
-        },
-    };
-    let judgement = judge(&outcome)?;
+    let judgement = judge_score(
+        found.score,
+        writer.detector,
+        frame.calibration.map(|loaded| &loaded.calibration),
+        &ModelKind::of(&writer.opened.pipeline),
+        writer.settings.target_fpr,
+    )?;
     let trigger_file = writer.write(&found.inversion, Some(found))?;
     report_builder::scored(frame, found, &trigger_file, judgement)
 }

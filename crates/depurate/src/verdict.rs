@@ -1,10 +1,10 @@
 //! From a score to a verdict. A pure function: no model, no file, no clock.
 
-use depurate_defense::calibration::Coverage;
+use depurate_defense::calibration::{Calibration, Coverage, ModelKind};
 use depurate_report::{Confidence, Threshold, Verdict};
 use depurate_stats::{ConformalThreshold, conformal_p_value, conformal_threshold};
 
-use crate::Error;
+use crate::{Detector, Error};
 
 /// What benign models of the calibration say about the suspect's kind.
 #[derive(Debug, Clone)]
@@ -81,6 +81,37 @@ pub fn judge(outcome: &Outcome<'_>) -> Result<Judgement, Error> {
         ))),
         Outcome::Scored { score, benign } => hold_against(*score, benign),
     }
+}
+
+/// Decides about the score of `detector` on a model of this `kind`, held against `calibration` if there is one.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_score(
+    score: f64,
+    detector: &Detector,
+    calibration: Option<&Calibration>,
+    kind: &ModelKind,
+    target_fpr: f64,
+) -> Result<Judgement, Error> {
+    let Some(calibration) = calibration else {
+        return judge(&Outcome::Uncalibrated {
+            score,
+            reason: "no calibration with this detector's parameters is built in. Give one with --calibration, or make \
+                     one from benign models of this kind with `depurate calibrate`."
+                .into(),
+        });
+    };
+    judge(&Outcome::Scored {
+        score,
+        benign: Benign {
+            scores: &calibration.scores(),
+            population: &calibration.population,
+            coverage: calibration.coverage(kind),
+            target_fpr,
+            least_effect: detector.least_effect,
+        },
+    })
 }
 
 fn inconclusive(why: String) -> Judgement {

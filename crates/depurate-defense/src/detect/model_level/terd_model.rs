@@ -80,6 +80,15 @@ impl ModelDetector for TerdModel {
         let inversion = self.inverter.invert(model, cx)?;
         let (mean, variance) = divergence(&inversion.shift, inversion.gamma.as_deref()); // eqs. (1), (2)
         let images = self.images(model, &inversion, cx)?;
+        let mut not_tested = vec![
+            "whether the model answers to the inverted shift: the score is its size alone".into(),
+        ];
+        let tested = if inversion.gamma.is_some() {
+            "shifts and scales of the initial noise that leave the same error for every noise"
+        } else {
+            not_tested.push("scales of the initial noise (TrojDiff's gamma): kept at 1".into());
+            "shifts of the initial noise that leave the same error for every noise"
+        };
         let comparison = |name: &str, meaning: &str, value| Comparison {
             name: name.to_owned(),
             meaning: meaning.to_owned(),
@@ -105,14 +114,8 @@ impl ModelDetector for TerdModel {
             curves: Vec::new(),
             samples: vec![images],
             evaluations,
-            tested: vec![
-                "shifts and scales of the initial noise that leave the same error for every noise"
-                    .into(),
-            ],
-            not_tested: vec![
-                "whether the model answers to the inverted shift: the score is its size alone"
-                    .into(),
-            ],
+            tested: vec![tested.into()],
+            not_tested,
         })
     }
 }

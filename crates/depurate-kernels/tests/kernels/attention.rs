@@ -3,7 +3,7 @@
 use depurate_kernels::attention::{Saved, Shape, backward, forward};
 use proptest::prelude::*;
 
-use crate::reference::{assert_close, noise, on_each_isa};
+use crate::reference::{assert_close, cases, noise, on_each_isa};
 
 const FORWARD: f64 = 5e-6;
 const GRADIENT: f64 = 1e-5;
@@ -126,7 +126,7 @@ fn what_is_not_finite_does_not_get_lost() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(cases(24))]
     #[test]
     fn any_size_matches(heads in 1usize..3, width in 1usize..40, queries in 1usize..140, keys in 2usize..140) {
         check(shape(heads, width, queries, keys), 1.0);

@@ -1,7 +1,7 @@
 //! Convolutions against their definition in f64, on every instruction set of the machine.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use crate::reference::{Plain, assert_close, noise, on_each_isa};
+use crate::reference::{Plain, assert_close, cases, noise, on_each_isa};
 use depurate_kernels::{ConvShape, Stride2Pad, bias_grad, conv1x1, conv3x3, conv3x3_stride2};
 use proptest::prelude::*;
 
@@ -259,7 +259,7 @@ fn wrong_lengths_panic() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(cases(40))]
     #[test]
     fn any_shape_matches(
         batch in 1usize..4, c_in in 1usize..40, c_out in 1usize..40, height in 2usize..18, width in 2usize..18,

@@ -1,7 +1,7 @@
 //! Normalisation, softmax, SiLU and upsampling against their definitions in f64, on every instruction set of the machine.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use crate::reference::{assert_close, noise, on_each_isa};
+use crate::reference::{assert_close, cases, noise, on_each_isa};
 use depurate_kernels::{group_norm, silu, softmax, upsample2x};
 use proptest::prelude::*;
 
@@ -250,7 +250,7 @@ fn upsampling_repeats_and_its_gradient_sums() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(cases(12))]
     #[test]
     fn any_group_norm_matches(
         batch in 1usize..3, per in 1usize..5, groups in 1usize..5, hw in 3usize..40, silu in any::<bool>(),

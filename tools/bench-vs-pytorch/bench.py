@@ -22,6 +22,24 @@ import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 ROUNDS = 7
+# Runs of a turn, after one that is not measured; a turn counts with its median. The first runs of a turn are slow for both:
+# their threads have to be woken, and the scheduler needs milliseconds to spread them.
+RUNS_PER_TURN = 5
+# PyTorch's threads spin for a while after their work, on cores that ours would have: both are left to go to sleep.
+PAUSE_SECONDS = 0.15
+
+
+def settle():
+    time.sleep(PAUSE_SECONDS)
+
+
+def turn(run):
+    times = []
+    for _ in range(RUNS_PER_TURN + 1):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
 
 
 def leaf(*shape):
@@ -170,7 +188,7 @@ def main(program, threads):
         folder = Path(folder)
         save_models(folder)
         ours = subprocess.Popen(
-            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [program, str(RUNS_PER_TURN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
         def run_ours(line):
@@ -184,14 +202,12 @@ def main(program, threads):
             line = json.dumps(work)
             steps = work.get("steps", 1)
             theirs = WORK[work["work"]](**{k: v for k, v in work.items() if k != "work"})
-            run_ours(line)
-            theirs()
             times = ([], [])
             for _ in range(ROUNDS):
+                settle()
                 times[0].append(run_ours(line))
-                start = time.perf_counter()
-                theirs()
-                times[1].append((time.perf_counter() - start) / steps)
+                settle()
+                times[1].append(turn(theirs) / steps)
             a, b = (1e3 * statistics.median(t) for t in times)
             print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {bar or ''} |", flush=True)
         ours.stdin.close()

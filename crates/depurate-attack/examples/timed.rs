@@ -1,7 +1,7 @@
 //! Times one piece of work after another, for `tools/bench-vs-pytorch/bench.py`.
 //!
-//! Reads a piece of work a line, as JSON, runs it once and answers with the seconds that it took. The first run of a piece
-//! also prepares its operands and warms up.
+//! Reads a piece of work a line, as JSON, runs it once unmeasured and then as often as the first argument says, and answers
+//! with the median of the seconds that it took. The first turn of a piece also prepares its operands.
 
 use std::{
     collections::HashMap,
@@ -68,6 +68,11 @@ enum Work {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // as in the programs: this thread works too, so that a kernel has one thread less to wake
+    rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global()?;
+    let runs: usize = std::env::args().nth(1).ok_or("how many runs?")?.parse()?;
     let mut prepared: HashMap<String, Timed> = HashMap::new();
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
@@ -77,7 +82,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             Some(run) => run,
             None => prepare(serde_json::from_str(&line)?)?,
         };
-        writeln!(out, "{}", run()?)?;
+        run()?;
+        let mut times = (0..runs).map(|_| run()).collect::<Result<Vec<_>, _>>()?;
+        times.sort_by(f64::total_cmp);
+        writeln!(out, "{}", times[times.len() / 2])?;
         out.flush()?;
         prepared.insert(line, run);
     }

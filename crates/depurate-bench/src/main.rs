@@ -18,6 +18,7 @@ mod truth;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use miette::IntoDiagnostic as _;
 
 /// Training allocates and frees many large tensors; the system's allocator gives that memory back each time.
 #[global_allocator]
@@ -57,7 +58,15 @@ fn main() -> ExitCode {
         Ok(cancel) => cancel,
         Err(error) => return console::fail(error, false),
     };
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // this thread works too: every kernel has one thread less to wake
+    let threads = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
+    if let Err(error) = threads.into_diagnostic() {
+        return console::fail(error, false);
+    }
+    let done = match command {
         Command::Train(command) => command.run(&cancel),
         Command::Finetune(command) => command.run(&cancel),
         Command::Attack(command) => command.run(&cancel),

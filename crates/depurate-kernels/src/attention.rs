@@ -1,7 +1,7 @@
-//! Scaled dot-product attention that never forms its map.
+//! Scaled dot-product attention: [`forward`] never forms its map, [`forward_with_map`] gives it.
 //!
 //! Operands are planar: `q [heads][width][queries]`, `k` and `v [heads][width][keys]`, `y` as `q`; heads of all images
-//! one after the other. With the map `P[k][q]`, of which only a block is ever in memory:
+//! one after the other. With the map `P[k][q]`:
 //!
 //! ```text
 //! S[k][q] = scale Σ_c k[c][k] q[c][q]                                      (1)
@@ -9,7 +9,7 @@
 //! y[c][q] = Σ_k v[c][k] P[k][q]                                            (3)
 //! ```
 //!
-//! Forward, keys are taken a block at a time with a running maximum and sum. Backward, (1) and (2) are computed again from
+//! Without the map, keys are taken forward a block at a time with a running maximum and sum. Backward, (1) and (2) are computed again from
 //! the saved `lse`:
 //!
 //! ```text
@@ -21,6 +21,7 @@
 //! Vectors run along queries, so that maximum and sum need no work across lanes.
 
 mod backward;
+mod mapped;
 
 use crate::gemm::{Gemm, Start, Steps, Strided};
 use crate::isa::{self, Kernel};
@@ -30,6 +31,7 @@ use crate::shape::check;
 use crate::simd::{Simd, exp};
 
 pub use backward::{Saved, backward};
+pub use mapped::{SavedWithMap, backward_with_map, forward_with_map};
 
 /// Queries of a task: a row of the scratch.
 const QUERIES: usize = 64;
@@ -58,13 +60,20 @@ impl Shape {
     fn k_len(&self) -> usize {
         self.heads * self.width * self.keys
     }
+    fn map_len(&self) -> usize {
+        self.heads * self.keys * self.queries
+    }
     #[track_caller]
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], y: &[f32], lse: &[f32]) {
+        self.check_operands(q, k, v, y);
+        check("lse", lse, self.heads * self.queries);
+    }
+    #[track_caller]
+    fn check_operands(&self, q: &[f32], k: &[f32], v: &[f32], y: &[f32]) {
         check("q", q, self.q_len());
         check("k", k, self.k_len());
         check("v", v, self.k_len());
         check("y", y, self.q_len());
-        check("lse", lse, self.heads * self.queries);
         assert!(self.keys > 0, "there is no key to attend to");
     }
 }

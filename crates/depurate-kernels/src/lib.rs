@@ -38,6 +38,7 @@ mod direct_input_grad;
 mod direct_weight_grad;
 mod gemm;
 mod isa;
+mod lanewise;
 mod padded;
 mod parallel;
 mod scratch;
@@ -48,15 +49,19 @@ mod winograd_conv;
 mod winograd_tiles;
 mod winograd_weight_grad;
 
+pub mod activation;
+pub mod adam;
 pub mod attention;
 mod bias;
 pub mod conv1x1;
 pub mod conv3x3;
 pub mod conv3x3_stride2;
 pub mod group_norm;
-pub mod silu;
+pub mod layer_norm;
+pub mod linear;
 pub mod softmax;
 pub mod upsample2x;
+pub mod vectors;
 
 mod shape;
 

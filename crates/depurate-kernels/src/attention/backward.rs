@@ -99,34 +99,10 @@ impl Kernel for Head<'_> {
             unsafe {
                 let at = of_queries + first;
                 let (from, of_y) = (saved.q.as_ptr().add(at), saved.y.as_ptr().add(at));
-                pack::<S>(
-                    from,
-                    s.queries,
-                    s.width,
-                    count,
-                    s.scale,
-                    q.as_mut_ptr(),
-                    QUERIES,
-                );
-                pack::<S>(
-                    self.gy.as_ptr().add(at),
-                    s.queries,
-                    s.width,
-                    count,
-                    1.0,
-                    gy.as_mut_ptr(),
-                    QUERIES,
-                );
-                for (planes, rows) in [(&*q, &mut *q_rows), (&*gy, &mut *gy_rows)] {
-                    to_channels_last::<S, _>(
-                        planes.as_ptr(),
-                        QUERIES,
-                        s.width,
-                        count,
-                        rows.as_mut_ptr(),
-                        Every(padded),
-                    );
-                }
+                let rows = Rows { s, count, padded };
+                rows_of::<S>(from, s.scale, rows, q.as_mut_ptr(), q_rows.as_mut_ptr());
+                let from = self.gy.as_ptr().add(at);
+                rows_of::<S>(from, 1.0, rows, gy.as_mut_ptr(), gy_rows.as_mut_ptr());
                 for i in (0..count).step_by(S::LANES) {
                     let mut sum = S::splat(0.0);
                     for c in 0..s.width {
@@ -252,9 +228,39 @@ impl Kernel for Head<'_> {
     }
 }
 
+/// A block of queries on its way to rows.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub s: Shape,
+    /// Queries of the block.
+    pub count: usize,
+    /// Floats of a row.
+    pub padded: usize,
+}
+
+/// `factor` times a block of queries, to `planes [width][QUERIES]` and to `rows [count][padded]`.
+///
+/// # Safety
+/// As for [`Simd`]; the queries exist, the targets hold a block.
+#[inline(always)]
+pub(super) unsafe fn rows_of<S: Simd>(
+    from: *const f32,
+    factor: f32,
+    block: Rows,
+    planes: *mut f32,
+    rows: *mut f32,
+) {
+    let Rows { s, count, padded } = block;
+    // SAFETY: as the caller promises.
+    unsafe {
+        pack::<S>(from, s.queries, s.width, count, factor, planes, QUERIES);
+        to_channels_last::<S, _>(planes, QUERIES, s.width, count, rows, Every(padded));
+    }
+}
+
 /// `to[k][c] += Σ_q map[k][q] rows[q][c]`, channels padded to whole vectors.
 #[inline(always)]
-fn gathered<S: Simd>(
+pub(super) fn gathered<S: Simd>(
     map: *const f32,
     rows: *const f32,
     padded: usize,

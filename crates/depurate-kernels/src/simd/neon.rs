@@ -68,6 +68,10 @@ impl Simd for Neon {
         unsafe { vdivq_f32(a, b) }
     }
     #[inline(always)]
+    unsafe fn sqrt(a: V) -> V {
+        unsafe { vsqrtq_f32(a) }
+    }
+    #[inline(always)]
     unsafe fn fma(a: V, b: V, c: V) -> V {
         unsafe { vfmaq_f32(c, a, b) }
     }

@@ -69,6 +69,10 @@ impl Simd for Portable {
     lanewise!(max, a, b, if a > b { a } else { b });
     lanewise!(min, a, b, if a < b { a } else { b });
     #[inline(always)]
+    unsafe fn sqrt(a: V) -> V {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
     unsafe fn fma(a: V, b: V, c: V) -> V {
         let mut r = c;
         for i in 0..4 {

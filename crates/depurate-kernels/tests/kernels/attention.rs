@@ -1,6 +1,8 @@
 //! Attention against its definition in f64, forward and gradients, on every instruction set of the machine.
 
-use depurate_kernels::attention::{Saved, Shape, backward, forward};
+use depurate_kernels::attention::{
+    Saved, SavedWithMap, Shape, backward, backward_with_map, forward, forward_with_map,
+};
 use proptest::prelude::*;
 
 use crate::reference::{assert_close, cases, noise, on_each_isa};
@@ -8,18 +10,20 @@ use crate::reference::{assert_close, cases, noise, on_each_isa};
 const FORWARD: f64 = 5e-6;
 const GRADIENT: f64 = 1e-5;
 
-/// Output and gradients w.r.t. q, k and v, with the map in full.
+/// Output, map, and gradients w.r.t. q, k and v of an output's gradient and a map's.
 struct Plain {
     y: Vec<f64>,
+    map: Vec<f64>,
     gq: Vec<f64>,
     gk: Vec<f64>,
     gv: Vec<f64>,
 }
 
-fn plain(q: &[f32], k: &[f32], v: &[f32], gy: &[f32], s: Shape) -> Plain {
+fn plain(q: &[f32], k: &[f32], v: &[f32], gy: &[f32], gmap: &[f32], s: Shape) -> Plain {
     let (d, nq, nk, scale) = (s.width, s.queries, s.keys, f64::from(s.scale));
     let mut out = Plain {
         y: vec![0.0; q.len()],
+        map: vec![0.0; s.heads * nq * nk],
         gq: vec![0.0; q.len()],
         gk: vec![0.0; k.len()],
         gv: vec![0.0; k.len()],
@@ -37,8 +41,15 @@ fn plain(q: &[f32], k: &[f32], v: &[f32], gy: &[f32], s: Shape) -> Plain {
             let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
             let p: Vec<f64> = scores.iter().map(|s| (s - most).exp() / total).collect();
+            let place = |j: usize| (head * nk + j) * nq + i;
+            for j in 0..nk {
+                out.map[place(j)] = p[j];
+            }
             let gp: Vec<f64> = (0..nk)
-                .map(|j| (0..d).map(|c| of(v, c, j, nk) * of(gy, c, i, nq)).sum())
+                .map(|j| {
+                    let by_output: f64 = (0..d).map(|c| of(v, c, j, nk) * of(gy, c, i, nq)).sum();
+                    by_output + f64::from(gmap[place(j)])
+                })
                 .collect();
             let dot: f64 = p.iter().zip(&gp).map(|(p, g)| p * g).sum();
             for j in 0..nk {
@@ -60,7 +71,8 @@ fn check(s: Shape, sharpness: f32) {
     let (nq, nk) = (s.heads * s.width * s.queries, s.heads * s.width * s.keys);
     let q: Vec<f32> = noise(nq, 1).iter().map(|v| v * sharpness).collect();
     let (k, v, gy) = (noise(nk, 2), noise(nk, 3), noise(nq, 4));
-    let want = plain(&q, &k, &v, &gy, s);
+    let no_gmap = vec![0.0; s.heads * s.queries * s.keys];
+    let want = plain(&q, &k, &v, &gy, &no_gmap, s);
     on_each_isa(|isa| {
         let (mut y, mut lse) = (vec![f32::NAN; nq], vec![f32::NAN; s.heads * s.queries]);
         forward(&q, &k, &v, s, &mut y, &mut lse);
@@ -79,6 +91,35 @@ fn check(s: Shape, sharpness: f32) {
         if s.keys > 1 {
             assert_close(&format!("gq {s:?} {isa:?}"), &gq, &want.gq, GRADIENT);
             assert_close(&format!("gk {s:?} {isa:?}"), &gk, &want.gk, GRADIENT);
+        }
+    });
+}
+
+/// The same with the map, whose gradient counts too.
+fn check_with_map(s: Shape) {
+    let (nq, nk) = (s.heads * s.width * s.queries, s.heads * s.width * s.keys);
+    let (q, k, v, gy) = (noise(nq, 1), noise(nk, 2), noise(nk, 3), noise(nq, 4));
+    let gmap = noise(s.heads * s.queries * s.keys, 5);
+    let want = plain(&q, &k, &v, &gy, &gmap, s);
+    on_each_isa(|isa| {
+        let (mut y, mut map) = (vec![f32::NAN; nq], vec![f32::NAN; gmap.len()]);
+        forward_with_map(&q, &k, &v, s, &mut y, &mut map);
+        let (mut gq, mut gk, mut gv) = (vec![f32::NAN; nq], vec![f32::NAN; nk], vec![f32::NAN; nk]);
+        let saved = SavedWithMap {
+            q: &q,
+            k: &k,
+            v: &v,
+            map: &map,
+        };
+        backward_with_map(saved, (&gy, &gmap), s, &mut gq, &mut gk, &mut gv);
+        let name = |part: &str| format!("{part} {s:?} {isa:?}");
+        assert_close(&name("y"), &y, &want.y, FORWARD);
+        assert_close(&name("map"), &map, &want.map, FORWARD);
+        assert_close(&name("gv"), &gv, &want.gv, GRADIENT);
+        // one key takes all attention whatever it is: nothing to be relative to
+        if s.keys > 1 {
+            assert_close(&name("gq"), &gq, &want.gq, GRADIENT);
+            assert_close(&name("gk"), &gk, &want.gk, GRADIENT);
         }
     });
 }
@@ -104,6 +145,7 @@ fn odd_sizes_match_the_definition() {
         (1, 5, 3, 300),
     ] {
         check(shape(heads, width, queries, keys), 1.0);
+        check_with_map(shape(heads, width, queries, keys));
     }
 }
 
@@ -130,5 +172,6 @@ proptest! {
     #[test]
     fn any_size_matches(heads in 1usize..3, width in 1usize..40, queries in 1usize..140, keys in 2usize..140) {
         check(shape(heads, width, queries, keys), 1.0);
+        check_with_map(shape(heads, width, queries, keys));
     }
 }

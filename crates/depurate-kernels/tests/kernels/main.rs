@@ -3,5 +3,6 @@
 
 mod attention;
 mod convolution;
+mod layers;
 mod passes;
 mod reference;

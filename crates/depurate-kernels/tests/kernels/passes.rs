@@ -1,8 +1,8 @@
-//! Normalisation, softmax, SiLU and upsampling against their definitions in f64, on every instruction set of the machine.
+//! Group normalisation, softmax and upsampling against their definitions in f64, on every instruction set of the machine.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use crate::reference::{assert_close, cases, noise, on_each_isa};
-use depurate_kernels::{group_norm, silu, softmax, upsample2x};
+use crate::reference::{assert_close, cases, differences, noise, on_each_isa, wide};
+use depurate_kernels::{group_norm, softmax, upsample2x};
 use proptest::prelude::*;
 
 const FORWARD: f64 = 5e-6;
@@ -26,33 +26,6 @@ fn normed(x: &[f64], gamma: &[f64], beta: &[f64], s: group_norm::Shape) -> Vec<f
         }
     }
     y
-}
-
-/// The gradient of `Σ f(x) gy` by central differences.
-fn differences(x: &[f64], gy: &[f32], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
-    let h = 1e-5;
-    let value = |x: &[f64]| {
-        f(x).iter()
-            .zip(gy)
-            .map(|(y, g)| y * f64::from(*g))
-            .sum::<f64>()
-    };
-    let mut x = x.to_vec();
-    (0..x.len())
-        .map(|i| {
-            let center = x[i];
-            x[i] = center + h;
-            let above = value(&x);
-            x[i] = center - h;
-            let below = value(&x);
-            x[i] = center;
-            (above - below) / (2.0 * h)
-        })
-        .collect()
-}
-
-fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|v| f64::from(*v)).collect()
 }
 
 fn check_group_norm(s: group_norm::Shape) {
@@ -189,41 +162,6 @@ fn softmax_of_masked_and_broken_rows() {
             y[20..].iter().all(|v| v.is_nan()),
             "{isa:?}: a NaN got lost"
         );
-    });
-}
-
-#[test]
-fn silu_matches_its_definition_and_differences() {
-    let x: Vec<f32> = noise(40_001, 1).iter().map(|v| v * 20.0).collect();
-    let gy = noise(x.len(), 2);
-    let want: Vec<f64> = x.iter().map(|v| silu64(f64::from(*v))).collect();
-    let slope = |v: f64| (silu64(v + 1e-5) - silu64(v - 1e-5)) / 2e-5;
-    let want_gx: Vec<f64> = x
-        .iter()
-        .zip(&gy)
-        .map(|(v, g)| slope(f64::from(*v)) * f64::from(*g))
-        .collect();
-    on_each_isa(|isa| {
-        let (mut y, mut gx) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
-        silu::forward(&x, &mut y);
-        silu::backward(&x, &gy, &mut gx);
-        assert_close(&format!("silu {isa:?}"), &y, &want, FORWARD);
-        assert_close(&format!("silu gradient {isa:?}"), &gx, &want_gx, GRADIENT);
-    });
-}
-
-#[test]
-fn silu_far_out_and_broken() {
-    on_each_isa(|isa| {
-        let x = [0.0, -300.0, 300.0, f32::NAN, f32::INFINITY, -88.0, 88.0];
-        let mut y = [1.0; 7];
-        silu::forward(&x, &mut y);
-        assert!(
-            y[0] == 0.0 && y[1].abs() < 1e-30 && y[2] == 300.0,
-            "{isa:?} {y:?}"
-        );
-        assert!(y[3].is_nan() && y[4] == f32::INFINITY, "{isa:?} {y:?}");
-        assert!(y[5].abs() < 1e-30 && y[6] == 88.0, "{isa:?} {y:?}");
     });
 }
 

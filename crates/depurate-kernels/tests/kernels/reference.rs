@@ -55,6 +55,34 @@ pub fn on_each_isa(f: impl Fn(Isa)) {
     }
 }
 
+/// The gradient of `Σ f(x) gy` by central differences.
+pub fn differences(x: &[f64], gy: &[f32], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+    let h = 1e-5;
+    let value = |x: &[f64]| {
+        f(x).iter()
+            .zip(gy)
+            .map(|(y, g)| y * f64::from(*g))
+            .sum::<f64>()
+    };
+    let mut x = x.to_vec();
+    (0..x.len())
+        .map(|i| {
+            let center = x[i];
+            x[i] = center + h;
+            let above = value(&x);
+            x[i] = center - h;
+            let below = value(&x);
+            x[i] = center;
+            (above - below) / (2.0 * h)
+        })
+        .collect()
+}
+
+/// In f64.
+pub fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
 /// A convolution of any kernel size, stride and padding, as its definition says.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain {

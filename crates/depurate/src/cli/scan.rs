@@ -82,13 +82,13 @@ fn prepare(report_dir: Option<&Path>) -> Result<(), Error> {
     report_dir.map_or(Ok(()), report_dir::prepare)
 }
 
-/// Makes rayon's threads, once, before anything computes.
+/// Makes rayon's threads, once, before anything computes. This thread is one of them: every kernel then has one thread less
+/// to wake, and thousands of short ones run much faster (docs/performance.md).
 pub fn set_threads(run: &RunArgs) -> Result<(), Error> {
-    let Some(threads) = run.threads else {
-        return Ok(());
-    };
+    let threads = run.threads.unwrap_or(0); // 0: as many as there are cores
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.into())
+        .use_current_thread()
         .build_global()
         .map_err(|error| Error::Usage {
             problem: format!("{threads} threads cannot be started: {error}"),

@@ -1,5 +1,7 @@
 //! Exponential moving average of the parameters: what is sampled from and saved.
 
+use depurate_diffusion::ops;
+
 use crate::parameters::Flat;
 
 /// The average. Its decay warms up as `(1 + n) / (10 + n)`, so that the first values, which are
@@ -30,10 +32,8 @@ impl Ema {
             let Some(average) = self.values.remove(name) else {
                 continue;
             };
-            self.values.insert(
-                name.clone(),
-                average * decay + parameter.clone() * (1.0 - decay),
-            );
+            let average = ops::average(average, parameter.clone(), decay);
+            self.values.insert(name.clone(), average);
         }
     }
 

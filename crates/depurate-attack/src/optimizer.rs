@@ -6,6 +6,7 @@
 //! ## Paper
 //! Kingma and Ba, arXiv:1412.6980, algorithm 1; Loshchilov and Hutter, arXiv:1711.05101, algorithm 2.
 
+use depurate_diffusion::ops::{self, AdamStep, Moved};
 use serde::{Deserialize, Serialize};
 
 use crate::parameters::Flat;
@@ -73,34 +74,30 @@ impl AdamW {
         } = self.params;
         let count = self.step as f64;
         let (correction_1, correction_2) = (1.0 - beta_1.powf(count), 1.0 - beta_2.powf(count));
+        let step = AdamStep {
+            gradient_scale: gradient_scale as f32,
+            beta_1: beta_1 as f32,
+            beta_2: beta_2 as f32,
+            correction_1: correction_1 as f32,
+            correction_2: correction_2 as f32,
+            epsilon: epsilon as f32,
+            learning_rate: learning_rate as f32,
+            weight_decay: weight_decay as f32,
+        };
         for (name, gradient) in gradients {
             let Some(value) = values.remove(&name) else {
                 continue;
             };
-            let gradient = gradient * gradient_scale;
-            let first = gradient.clone() * (1.0 - beta_1);
-            let second = gradient.square() * (1.0 - beta_2);
-            let first = match self.first.remove(&name) {
-                Some(before) => before * beta_1 + first,
-                None => first,
+            let zeros = || gradient.zeros_like();
+            let at = Moved {
+                values: value,
+                first: self.first.remove(&name).unwrap_or_else(zeros),
+                second: self.second.remove(&name).unwrap_or_else(zeros),
             };
-            let second = match self.second.remove(&name) {
-                Some(before) => before * beta_2 + second,
-                None => second,
-            };
-            let root = (second.clone() / correction_2).sqrt() + epsilon;
-            let direction = first.clone() / root;
-            let value = if weight_decay == 0.0 {
-                value
-            } else {
-                value * (1.0 - learning_rate * weight_decay)
-            };
-            values.insert(
-                name.clone(),
-                value - direction * (learning_rate / correction_1),
-            );
-            self.first.insert(name.clone(), first);
-            self.second.insert(name, second);
+            let moved = ops::adam(at, gradient, step);
+            values.insert(name.clone(), moved.values);
+            self.first.insert(name.clone(), moved.first);
+            self.second.insert(name, moved.second);
         }
     }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{
-    Denoiser, NoTap, Pipeline, Prediction, noise::SeedTree, schedule::NoiseSchedule,
+    Denoiser, NoTap, Pipeline, Prediction, noise::SeedTree, ops, schedule::NoiseSchedule,
 };
 use serde::{Deserialize, Serialize};
 
@@ -251,7 +251,7 @@ pub fn train(
 fn global_norm(gradients: &Flat) -> f64 {
     let squares: Vec<Tensor<1>> = gradients
         .values()
-        .map(|gradient| gradient.clone().square().sum())
+        .map(|gradient| ops::sum_of_squares(gradient.clone()))
         .collect();
     if squares.is_empty() {
         return 0.0;

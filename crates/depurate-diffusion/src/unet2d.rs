@@ -18,13 +18,17 @@ mod weights;
 
 use burn::{
     module::Module,
-    tensor::{Device, Tensor, TensorData, activation::silu},
+    tensor::{Device, Tensor, TensorData},
 };
 
 pub use config::{BlockKind, TimeInjection, UNet2DConfig};
 pub use weights::{ParameterInfo, gradients};
 
-use crate::{DiffusionError, Site, Tap, noise::SeedTree, ops::Stride};
+use crate::{
+    DiffusionError, Site, Tap,
+    noise::SeedTree,
+    ops::{self, Activation, Stride},
+};
 use blocks::{DownBlock, MidBlock, UpBlock};
 use layers::{Conv3x3, GroupNorm, Init, Linear};
 
@@ -149,7 +153,8 @@ impl UNet2D {
         batch: usize,
         device: &Device,
     ) -> Result<Tensor<2>, DiffusionError> {
-        Ok(silu(self.time_embedding(t, batch, device)?))
+        let time = self.time_embedding(t, batch, device)?;
+        Ok(ops::activation(time, Activation::Silu))
     }
 
     /// The time embedding `[B, width]` before the residual blocks' activation.
@@ -188,7 +193,8 @@ impl UNet2D {
             TensorData::new(values, [batch, self.embedding_width]),
             device,
         );
-        let hidden = silu(self.time_embedding.linear_1.forward(embedding));
+        let hidden = self.time_embedding.linear_1.forward(embedding);
+        let hidden = ops::activation(hidden, Activation::Silu);
         Ok(self.time_embedding.linear_2.forward(hidden))
     }
 }

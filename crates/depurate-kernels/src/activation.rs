@@ -134,7 +134,7 @@ impl Curve for Gelu {
             }
             let tail = S::mul(S::mul(poly, t), density);
             let share = S::select_lt(x, zero, tail, S::sub(one, tail));
-            let peak = S::splat(0.398_942_28); // 1 / sqrt(2 pi)
+            let peak = S::splat(0.398_942_3); // 1 / sqrt(2 pi)
             (S::mul(x, share), S::fma(S::mul(x, peak), density, share))
         }
     }

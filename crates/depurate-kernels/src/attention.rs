@@ -1,4 +1,4 @@
-//! Scaled dot-product attention: [`forward`] never forms its map, [`forward_with_map`] gives it.
+//! Scaled dot-product attention: [`forward`] never forms its map, [`map()`] and [`mix`] do.
 //!
 //! Operands are planar: `q [heads][width][queries]`, `k` and `v [heads][width][keys]`, `y` as `q`; heads of all images
 //! one after the other. With the map `P[k][q]`:
@@ -22,6 +22,7 @@
 
 mod backward;
 mod mapped;
+mod mapped_backward;
 
 use crate::gemm::{Gemm, Start, Steps, Strided};
 use crate::isa::{self, Kernel};
@@ -31,7 +32,8 @@ use crate::shape::check;
 use crate::simd::{Simd, exp};
 
 pub use backward::{Saved, backward};
-pub use mapped::{SavedWithMap, backward_with_map, forward_with_map};
+pub use mapped::{map, mix};
+pub use mapped_backward::{map_grad, mix_grad};
 
 /// Queries of a task: a row of the scratch.
 const QUERIES: usize = 64;
@@ -63,6 +65,23 @@ impl Shape {
     fn map_len(&self) -> usize {
         self.heads * self.keys * self.queries
     }
+    /// Blocks of queries of a head.
+    fn blocks(&self) -> usize {
+        self.queries.div_ceil(QUERIES)
+    }
+    /// Head, first query and number of queries of a task.
+    fn block(&self, task: usize) -> (usize, usize, usize) {
+        let first = task % self.blocks() * QUERIES;
+        (
+            task / self.blocks(),
+            first,
+            QUERIES.min(self.queries - first),
+        )
+    }
+    /// Offset of a query of a head in a map.
+    fn of_map(&self, head: usize, query: usize) -> usize {
+        head * self.keys * self.queries + query
+    }
     #[track_caller]
     fn check(&self, q: &[f32], k: &[f32], v: &[f32], y: &[f32], lse: &[f32]) {
         self.check_operands(q, k, v, y);
@@ -82,11 +101,9 @@ impl Shape {
 pub fn forward(q: &[f32], k: &[f32], v: &[f32], s: Shape, y: &mut [f32], lse: &mut [f32]) {
     s.check(q, k, v, y, lse);
     let isa = isa::current();
-    let blocks = s.queries.div_ceil(QUERIES);
     let (y, lse) = (Shared::write(y), Shared::write(lse));
-    parallel::for_each(s.heads * blocks, |task| {
-        let (head, first) = (task / blocks, task % blocks * QUERIES);
-        let count = QUERIES.min(s.queries - first);
+    parallel::for_each(s.heads * s.blocks(), |task| {
+        let (head, first, count) = s.block(task);
         isa.run(Block {
             q,
             k,

@@ -2,35 +2,51 @@
 
 use crate::padded::Geometry;
 use crate::shape::check;
-use crate::winograd_conv::Direction;
+use crate::winograd_weights::Direction;
 use crate::{
     ConvShape, direct, direct_weight_grad, isa, scratch, winograd_conv, winograd_weight_grad,
 };
 
+pub use crate::winograd_weights::Transformed;
+
 /// With fewer channels than this on one side, Winograd's transforms cost more than the products that they save.
 const WINOGRAD_CHANNELS: usize = 8;
 
-fn is_winograd(s: ConvShape) -> bool {
-    s.c_in.min(s.c_out) >= WINOGRAD_CHANNELS
+/// Whether a layer of these channels is done by Winograd, so that [`Transformed`] weights help it.
+pub fn is_winograd(c_in: usize, c_out: usize) -> bool {
+    c_in.min(c_out) >= WINOGRAD_CHANNELS
 }
 
 fn output_len(s: ConvShape) -> usize {
     s.batch * s.c_out * s.height * s.width
 }
 
-/// `y[b][co] = bias[co] + Σ_ci w[co][ci] * x[b][ci]`.
+/// `y[b][co] = bias[co] + Σ_ci w[co][ci] * x[b][ci]`; the bias is `[co]`, or `[b][co]` with one for every image.
 pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, s: ConvShape, y: &mut [f32]) {
+    forward_keeping(x, w, None, bias, s, y);
+}
+
+/// [`forward`] for weights that do not change: what is made of them is kept in `transformed`.
+pub fn forward_keeping(
+    x: &[f32],
+    w: &[f32],
+    transformed: Option<&Transformed>,
+    bias: Option<&[f32]>,
+    s: ConvShape,
+    y: &mut [f32],
+) {
     check("x", x, s.input_len());
     check("w", w, s.c_out * s.c_in * 9);
     check("y", y, output_len(s));
-    if let Some(bias) = bias {
+    if let Some(bias) = bias.filter(|bias| bias.len() != s.batch * s.c_out) {
         check("bias", bias, s.c_out);
     }
     if s.is_empty() {
         return;
     }
     let isa = isa::current();
-    if is_winograd(s) {
+    if is_winograd(s.c_in, s.c_out) {
+        let w = (w, transformed);
         winograd_conv::run(x, w, bias, s, Direction::Forward, y, isa);
     } else {
         direct::forward(
@@ -47,6 +63,17 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, s: ConvShape, y: &mut
 
 /// The gradient with respect to the input; `s` is the forward convolution's shape.
 pub fn input_grad(gy: &[f32], w: &[f32], s: ConvShape, gx: &mut [f32]) {
+    input_grad_keeping(gy, w, None, s, gx);
+}
+
+/// [`input_grad`] for weights that do not change: what is made of them is kept in `transformed`.
+pub fn input_grad_keeping(
+    gy: &[f32],
+    w: &[f32],
+    transformed: Option<&Transformed>,
+    s: ConvShape,
+    gx: &mut [f32],
+) {
     check("gy", gy, output_len(s));
     check("w", w, s.c_out * s.c_in * 9);
     check("gx", gx, s.input_len());
@@ -54,7 +81,8 @@ pub fn input_grad(gy: &[f32], w: &[f32], s: ConvShape, gx: &mut [f32]) {
         return gx.fill(0.0);
     }
     let isa = isa::current();
-    if is_winograd(s) {
+    if is_winograd(s.c_in, s.c_out) {
+        let w = (w, transformed);
         winograd_conv::run(gy, w, None, s, Direction::Backward, gx, isa);
     } else {
         let mut scratch = scratch::take([w.len()]);
@@ -75,7 +103,7 @@ pub fn weight_grad(x: &[f32], gy: &[f32], s: ConvShape, gw: &mut [f32]) {
     }
     let isa = isa::current();
     let geometry = Geometry::stride1(s);
-    if is_winograd(s) {
+    if is_winograd(s.c_in, s.c_out) {
         winograd_weight_grad::run(x, gy, s, gw, isa);
     } else if s.c_out >= s.c_in {
         direct_weight_grad::run(x, gy, (s.batch, s.c_in, s.c_out), geometry, gw, isa);

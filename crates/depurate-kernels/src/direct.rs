@@ -13,7 +13,7 @@ use crate::simd::Simd;
 /// Floats of padded input that a band may take: half of a second-level cache.
 pub(crate) const BAND_BUDGET: usize = 128 * 1024;
 
-/// The convolution of a batch; `w` is [c_out][c_in][9].
+/// The convolution of a batch; `w` is [c_out][c_in][9], the bias [c_out] or [batch][c_out].
 pub(crate) fn forward(
     x: &[f32],
     w: &[f32],
@@ -74,9 +74,11 @@ impl Kernel for Band<'_> {
         let image = self.c_in * g.height * g.width;
         let source = &self.x[self.image * image..(self.image + 1) * image];
         g.fill(source, self.c_in, self.first, self.band, planes);
-        let start = self
-            .bias
-            .map_or(Start::Zero, |bias| Start::Rows(bias.as_ptr()));
+        let start = self.bias.map_or(Start::Zero, |bias| {
+            let per_image = bias.len() > self.c_out;
+            let image = if per_image { self.image } else { 0 };
+            Start::Rows(bias[image * self.c_out..].as_ptr())
+        });
         // SAFETY: w is [c_out][9 c_in]; a tap's run, rounded up to the lanes, ends inside the scratch and its slack;
         // out has c_out rows of whole vectors; y's rows first.. + rows are this task's.
         unsafe {

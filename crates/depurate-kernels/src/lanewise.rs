@@ -28,7 +28,7 @@ pub(crate) fn run<const IN: usize, const OUT: usize, F: Lanewise<IN, OUT>>(
     }
     let isa = isa::current();
     let tasks = parallel::tasks(length, parallel::LEAST);
-    let outputs = outputs.map(|output| Shared::write(output));
+    let outputs = outputs.map(Shared::write);
     parallel::for_each(tasks, |task| {
         isa.run(Range {
             f,

@@ -48,6 +48,7 @@ mod winograd;
 mod winograd_conv;
 mod winograd_tiles;
 mod winograd_weight_grad;
+mod winograd_weights;
 
 pub mod activation;
 pub mod adam;
@@ -59,6 +60,7 @@ pub mod conv3x3_stride2;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod planes;
 pub mod softmax;
 pub mod upsample2x;
 pub mod vectors;

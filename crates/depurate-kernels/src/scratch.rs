@@ -12,6 +12,32 @@ thread_local! {
     static POOL: RefCell<Vec<Vec<Vec<f32>>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// A buffer as scratch memory has it (aligned, with slack), for what is kept. It starts with zeros.
+#[derive(Debug)]
+pub(crate) struct Aligned {
+    buffer: Vec<f32>,
+    start: usize,
+    length: usize,
+}
+
+impl Aligned {
+    pub(crate) fn new(length: usize) -> Self {
+        let buffer = vec![0.0; length + SLACK + ALIGN / size_of::<f32>()];
+        let start = buffer.as_ptr().align_offset(ALIGN);
+        Aligned {
+            buffer,
+            start,
+            length,
+        }
+    }
+    pub(crate) fn slice(&self) -> &[f32] {
+        &self.buffer[self.start..self.start + self.length]
+    }
+    pub(crate) fn slice_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[self.start..self.start + self.length]
+    }
+}
+
 /// `N` buffers that go back to the thread's pool in the end.
 pub(crate) struct Scratch<const N: usize> {
     buffers: Vec<Vec<f32>>,

@@ -1,34 +1,24 @@
 //! Convolution 3x3, stride 1, padding 1, by Winograd: forward, and (with turned weights) the gradient to the input.
 //!
-//! Transformed weights lie as `[point 0..36][panel][channel in][panel width]`.
+//! Weights are transformed in every call, or once for weights that do not change ([`crate::winograd_weights`]).
 
 use crate::gemm::{Gemm, Start, Steps, Strided};
 use crate::isa::{Isa, Kernel};
 use crate::parallel::{self, Shared};
 use crate::simd::Simd;
-use crate::transpose::{Every, to_channels_last, to_planes};
-use crate::winograd::{IN, OUT, POINTS, output, weight};
+use crate::transpose::to_planes;
+use crate::winograd::{IN, OUT, POINTS, output};
 use crate::winograd_tiles::{Ring, Tiles, point_stride};
+use crate::winograd_weights::{Direction, Packed, Transformed};
 use crate::{ConvShape, scratch};
 
 /// Tiles that a task transforms and multiplies at a time: their values should stay in the second-level cache.
 const TILES_PER_TASK: usize = 64;
-/// Channels in of one task of the weight transform.
-const WEIGHT_CHUNK: usize = 16;
-
-/// Which way the weights are used.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    /// From input to output.
-    Forward,
-    /// From output gradient to input gradient: channels change roles, taps turn by 180 degrees.
-    Backward,
-}
 
 /// Runs the convolution of `x` to `y`; `shape` describes the weights' own direction.
 pub(crate) fn run(
     x: &[f32],
-    w: &[f32],
+    (w, transformed): (&[f32], Option<&Transformed>),
     bias: Option<&[f32]>,
     shape: ConvShape,
     direction: Direction,
@@ -39,17 +29,31 @@ pub(crate) fn run(
         Direction::Forward => (shape.c_in, shape.c_out),
         Direction::Backward => (shape.c_out, shape.c_in),
     };
-    let lanes = isa.lanes();
     let tiles = Tiles::new(shape.batch, shape.height, shape.width);
     let packed = Packed::new(k, n, isa);
-    let bias_length = n.next_multiple_of(lanes);
-    let mut scratch = scratch::take([POINTS * packed.point, bias_length]);
-    let [u, padded_bias] = scratch.slices();
+    let make = |u: &mut [f32]| packed.fill(w, direction, u, isa);
+    let kept = transformed.and_then(|kept| kept.of(direction, packed, isa, make));
+    let own = kept.map_or(POINTS * packed.point, |_| 0);
+    let biases = bias.map_or(1, |bias| bias.len() / n);
+    let padded = n.next_multiple_of(isa.lanes());
+    let mut scratch = scratch::take([own, biases * padded]);
+    let [own, padded_bias] = scratch.slices();
     padded_bias.fill(0.0);
     if let Some(bias) = bias {
-        padded_bias[..n].copy_from_slice(bias);
+        for (to, from) in padded_bias
+            .chunks_exact_mut(padded)
+            .zip(bias.chunks_exact(n))
+        {
+            to[..n].copy_from_slice(from);
+        }
     }
-    transform_weights(w, shape.c_in, packed, direction, u, isa);
+    let u = match kept {
+        Some(kept) => kept,
+        None => {
+            make(own);
+            &*own
+        }
+    };
     let per_task = (TILES_PER_TASK / tiles.across)
         .min(tiles.rows.div_ceil(rayon::current_num_threads()))
         .max(1);
@@ -60,6 +64,7 @@ pub(crate) fn run(
             x,
             u,
             bias: padded_bias,
+            bias_step: if biases == 1 { 0 } else { padded },
             tiles,
             packed,
             rows,
@@ -68,147 +73,13 @@ pub(crate) fn run(
     });
 }
 
-/// How the transformed weights lie.
-#[derive(Clone, Copy)]
-pub(crate) struct Packed {
-    k: usize,
-    n: usize,
-    /// Columns of a panel.
-    width: usize,
-    /// Floats of a panel.
-    panel: usize,
-    /// Floats from point to point.
-    point: usize,
-}
-
-impl Packed {
-    fn new(k: usize, n: usize, isa: Isa) -> Self {
-        let width = isa.panel().min(n.next_multiple_of(isa.lanes()));
-        let panel = k * width;
-        Packed {
-            k,
-            n,
-            width,
-            panel,
-            point: n.div_ceil(width) * panel + 16,
-        }
-    }
-}
-
-fn transform_weights(
-    w: &[f32],
-    c_in: usize,
-    packed: Packed,
-    direction: Direction,
-    u: &mut [f32],
-    isa: Isa,
-) {
-    let blocks = packed.n.div_ceil(isa.lanes());
-    let chunks = packed.k.div_ceil(WEIGHT_CHUNK);
-    let out = Shared::write(u);
-    let task = |task: usize| {
-        let (block, chunk) = (task / chunks, task % chunks);
-        let ks = chunk * WEIGHT_CHUNK..((chunk + 1) * WEIGHT_CHUNK).min(packed.k);
-        isa.run(WeightBlock {
-            w,
-            c_in,
-            packed,
-            direction,
-            block,
-            ks,
-            u: out,
-        });
-    };
-    // waking the other threads costs more than a small layer's weights
-    if packed.n * packed.k <= 32 * 32 {
-        (0..blocks * chunks).for_each(task);
-    } else {
-        parallel::for_each(blocks * chunks, task);
-    }
-}
-
-/// G g Gᵀ of one vector of output channels and some input channels. Tasks write disjoint parts of `u`.
-struct WeightBlock<'a> {
-    w: &'a [f32],
-    c_in: usize,
-    packed: Packed,
-    direction: Direction,
-    block: usize,
-    ks: std::ops::Range<usize>,
-    u: Shared,
-}
-
-impl Kernel for WeightBlock<'_> {
-    type Out = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let p = self.packed;
-        let first = self.block * S::LANES;
-        let channels = S::LANES.min(p.n - first);
-        let mut taps = [0f32; WEIGHT_CHUNK * 9 * 16];
-        // SAFETY: channels first.. and steps ks exist in w; u has room for all points, panels and steps.
-        unsafe {
-            if self.direction == Direction::Forward {
-                let src = self.w.as_ptr().add((first * self.c_in + self.ks.start) * 9);
-                let (plane, pixels) = (self.c_in * 9, self.ks.len() * 9);
-                to_channels_last::<S, _>(
-                    src,
-                    plane,
-                    channels,
-                    pixels,
-                    taps.as_mut_ptr(),
-                    Every(S::LANES),
-                );
-            }
-            for (i, k) in self.ks.clone().enumerate() {
-                let g = if self.direction == Direction::Forward {
-                    taps.as_ptr().add(i * 9 * S::LANES)
-                } else {
-                    let src = self.w.as_ptr().add((k * self.c_in + first) * 9);
-                    to_channels_last::<S, _>(
-                        src,
-                        9,
-                        channels,
-                        9,
-                        taps.as_mut_ptr(),
-                        Every(S::LANES),
-                    );
-                    taps.as_ptr()
-                };
-                let zero = S::splat(0.0);
-                let mut half = [[zero; 3]; IN];
-                for x in 0..3 {
-                    let mut column = [zero; 3];
-                    for y in 0..3 {
-                        let tap = if self.direction == Direction::Forward {
-                            y * 3 + x
-                        } else {
-                            8 - (y * 3 + x)
-                        };
-                        column[y] = S::load(g.add(tap * S::LANES));
-                    }
-                    let column = weight::<S>(column);
-                    for y in 0..IN {
-                        half[y][x] = column[y];
-                    }
-                }
-                let at = first / p.width * p.panel + k * p.width + first % p.width;
-                for y in 0..IN {
-                    let row = weight::<S>(half[y]);
-                    for x in 0..IN {
-                        S::store(self.u.at((y * IN + x) * p.point + at), row[x]);
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// The convolution of some rows of tiles. Tasks write disjoint rows of `y`.
 struct RowsOfTiles<'a> {
     x: &'a [f32],
     u: &'a [f32],
     bias: &'a [f32],
+    /// Floats from one image's bias to the next one's.
+    bias_step: usize,
     tiles: Tiles,
     packed: Packed,
     rows: std::ops::Range<usize>,
@@ -336,7 +207,7 @@ impl RowsOfTiles<'_> {
                 let wide = OUT.min(t.width - tile * OUT);
                 for c in (0..np).step_by(S::LANES) {
                     let from = m.add(tile * np + c);
-                    let bias = S::load(self.bias.as_ptr().add(c));
+                    let bias = S::load(self.bias.as_ptr().add(image * self.bias_step + c));
                     let zero = S::splat(0.0);
                     let mut half = [[zero; IN]; OUT];
                     for x in 0..IN {

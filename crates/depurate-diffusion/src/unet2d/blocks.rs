@@ -1,15 +1,12 @@
 //! Residual blocks, attention, and the levels made of them.
 
-use burn::{
-    module::Module,
-    tensor::{Tensor, activation::silu},
-};
+use burn::{module::Module, tensor::Tensor};
 
 use super::{
     config::{BlockKind, TimeInjection, UNet2DConfig},
     layers::{Conv1x1, Conv3x3, GroupNorm, Init, Linear},
 };
-use crate::ops::{self, Stride};
+use crate::ops::{self, Activation, Stride};
 
 /// Residual block: norm, SiLU, convolution, time embedding, norm, SiLU, convolution, shortcut.
 #[derive(Module, Debug)]
@@ -50,26 +47,26 @@ impl ResnetBlock {
 
     /// `x [B, Ci, H, W]`, `time [B, width]` (already activated) → `[B, Co, H, W]`.
     fn forward(&self, x: Tensor<4>, time: &Tensor<2>) -> Tensor<4> {
-        let h = self
-            .conv1
-            .forward(self.norm1.forward(x.clone(), true), Stride::One);
+        let h = self.norm1.forward(x.clone(), true);
         let time = self.time_emb_proj.forward(time.clone());
-        let [batch, width] = time.dims();
-        let time = time.reshape([batch, width, 1, 1]);
         let h = if self.scale_shift {
+            let h = self.conv1.forward(h, Stride::One);
+            let [batch, width] = time.dims();
+            let time = time.reshape([batch, width, 1, 1]);
             let channels = width / 2;
             let scale = time.clone().narrow(1, 0, channels);
             let shift = time.narrow(1, channels, channels);
-            silu(self.norm2.forward(h, false) * (scale + 1.0) + shift)
+            let h = self.norm2.forward(h, false) * (scale + 1.0) + shift;
+            ops::activation(h, Activation::Silu)
         } else {
-            self.norm2.forward(h + time, true)
+            self.norm2.forward(self.conv1.forward_adding(h, time), true)
         };
         let h = self.conv2.forward(h, Stride::One);
         let shortcut = match &self.conv_shortcut {
             Some(conv) => conv.forward(x),
             None => x,
         };
-        rescale(shortcut + h, self.output_scale)
+        rescale(ops::add(shortcut, h), self.output_scale)
     }
 }
 
@@ -129,7 +126,7 @@ impl Attention {
             .to_out
             .iter()
             .fold(mixed, |h, linear| linear.forward_channels(h));
-        rescale(out + x, self.output_scale)
+        rescale(ops::add(out, x), self.output_scale)
     }
 }
 
@@ -339,7 +336,7 @@ impl UpBlock {
     ) -> Tensor<4> {
         for (i, resnet) in self.resnets.iter().enumerate() {
             let joined = match skips.pop() {
-                Some(skip) => Tensor::cat(vec![x, skip], 1),
+                Some(skip) => ops::join_channels(x, skip),
                 None => x,
             };
             x = resnet.forward(joined, time);

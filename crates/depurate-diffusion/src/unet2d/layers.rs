@@ -9,7 +9,7 @@ use rand::RngExt;
 
 use crate::{
     noise::SeedTree,
-    ops::{self, Norm, Stride},
+    ops::{self, KeptWeights, Norm, Stride},
 };
 
 /// Where parameters come from before a checkpoint is applied: nothing is allocated until a
@@ -88,6 +88,8 @@ impl Init {
 pub struct Conv3x3 {
     weight: Param<Tensor<4>>,
     bias: Param<Tensor<1>>,
+    #[module(skip)]
+    kept: KeptWeights,
 }
 
 impl Conv3x3 {
@@ -96,11 +98,19 @@ impl Conv3x3 {
         Self {
             weight: init.uniform("weight", [c_out, c_in, 3, 3], bound),
             bias: init.uniform("bias", [c_out], bound),
+            kept: KeptWeights::default(),
         }
     }
 
     pub(crate) fn forward(&self, x: Tensor<4>, stride: Stride) -> Tensor<4> {
-        ops::conv3x3(x, self.weight.val(), self.bias.val(), stride)
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        ops::conv3x3(x, weight, bias, stride, Some(&self.kept))
+    }
+
+    /// With stride 1 and `more [B, Co]` added to every pixel.
+    pub(crate) fn forward_adding(&self, x: Tensor<4>, more: Tensor<2>) -> Tensor<4> {
+        let bias = more + self.bias.val().unsqueeze_dim(0);
+        ops::conv3x3_image_bias(x, self.weight.val(), bias, Some(&self.kept))
     }
 }
 
@@ -143,7 +153,7 @@ impl Linear {
 
     /// `x [N, in]` → `[N, out]`.
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        x.matmul(self.weight.val().transpose()) + self.bias.val().unsqueeze_dim(0)
+        ops::linear(x, self.weight.val(), self.bias.val())
     }
 
     /// The same map on the channels of `x [B, in, H, W]` → `[B, out, H, W]`.

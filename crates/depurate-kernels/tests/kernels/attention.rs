@@ -1,8 +1,6 @@
 //! Attention against its definition in f64, forward and gradients, on every instruction set of the machine.
 
-use depurate_kernels::attention::{
-    Saved, SavedWithMap, Shape, backward, backward_with_map, forward, forward_with_map,
-};
+use depurate_kernels::attention::{Saved, Shape, backward, forward, map, map_grad, mix, mix_grad};
 use proptest::prelude::*;
 
 use crate::reference::{assert_close, cases, noise, on_each_isa};
@@ -42,8 +40,8 @@ fn plain(q: &[f32], k: &[f32], v: &[f32], gy: &[f32], gmap: &[f32], s: Shape) ->
             let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
             let p: Vec<f64> = scores.iter().map(|s| (s - most).exp() / total).collect();
             let place = |j: usize| (head * nk + j) * nq + i;
-            for j in 0..nk {
-                out.map[place(j)] = p[j];
+            for (j, p) in p.iter().enumerate() {
+                out.map[place(j)] = *p;
             }
             let gp: Vec<f64> = (0..nk)
                 .map(|j| {
@@ -102,19 +100,19 @@ fn check_with_map(s: Shape) {
     let gmap = noise(s.heads * s.queries * s.keys, 5);
     let want = plain(&q, &k, &v, &gy, &gmap, s);
     on_each_isa(|isa| {
-        let (mut y, mut map) = (vec![f32::NAN; nq], vec![f32::NAN; gmap.len()]);
-        forward_with_map(&q, &k, &v, s, &mut y, &mut map);
+        let (mut y, mut p) = (vec![f32::NAN; nq], vec![f32::NAN; gmap.len()]);
+        map(&q, &k, s, &mut p);
+        mix(&p, &v, s, &mut y);
         let (mut gq, mut gk, mut gv) = (vec![f32::NAN; nq], vec![f32::NAN; nk], vec![f32::NAN; nk]);
-        let saved = SavedWithMap {
-            q: &q,
-            k: &k,
-            v: &v,
-            map: &map,
-        };
-        backward_with_map(saved, (&gy, &gmap), s, &mut gq, &mut gk, &mut gv);
+        let mut gp = vec![f32::NAN; gmap.len()];
+        mix_grad(&p, &v, &gy, s, &mut gp, &mut gv);
+        for (to, of_map) in gp.iter_mut().zip(&gmap) {
+            *to += of_map;
+        }
+        map_grad((&q, &k, &p), &gp, s, &mut gq, &mut gk);
         let name = |part: &str| format!("{part} {s:?} {isa:?}");
         assert_close(&name("y"), &y, &want.y, FORWARD);
-        assert_close(&name("map"), &map, &want.map, FORWARD);
+        assert_close(&name("map"), &p, &want.map, FORWARD);
         assert_close(&name("gv"), &gv, &want.gv, GRADIENT);
         // one key takes all attention whatever it is: nothing to be relative to
         if s.keys > 1 {

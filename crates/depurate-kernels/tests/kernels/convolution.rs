@@ -127,6 +127,32 @@ fn stride_1_matches_its_definition() {
     }
 }
 
+/// A bias for every image, and weights that are transformed once.
+#[test]
+fn biases_of_images_and_kept_weights_change_nothing_else() {
+    for (b, i, o, h, w) in SHAPES {
+        let s = shape(b, i, o, h, w);
+        let p = plain(Kind::Three, s);
+        let (x, weights, bias) = (noise(p.x_len(), 1), noise(p.w_len(), 2), noise(b * o, 3));
+        let gy = noise(p.y_len(), 4);
+        let mut want = p.forward(&x, &weights, &vec![0.0; o]);
+        for (at, y) in want.iter_mut().enumerate() {
+            *y += f64::from(bias[at / (h * w)]);
+        }
+        let want_gx = p.input_grad(&gy, &weights);
+        on_each_isa(|isa| {
+            let kept = conv3x3::Transformed::default();
+            for turn in 0..2 {
+                let (mut y, mut gx) = (vec![f32::NAN; p.y_len()], vec![f32::NAN; p.x_len()]);
+                conv3x3::forward_keeping(&x, &weights, Some(&kept), Some(&bias), s, &mut y);
+                conv3x3::input_grad_keeping(&gy, &weights, Some(&kept), s, &mut gx);
+                assert_close(&format!("{s:?} {isa:?} {turn}"), &y, &want, FORWARD);
+                assert_close(&format!("{s:?} {isa:?} {turn} gx"), &gx, &want_gx, GRADIENT);
+            }
+        });
+    }
+}
+
 #[test]
 fn stride_2_matches_its_definition() {
     for (b, i, o, h, w) in SHAPES {

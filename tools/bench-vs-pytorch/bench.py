@@ -139,6 +139,14 @@ WORK = {
 }
 
 
+def unet_work(folder, batch, kind):
+    return {"work": "unet", "dir": str(folder / "wide"), "batch": batch, "pass": kind}
+
+
+def training_work(folder):
+    return {"work": "training-steps", "dir": str(folder / "zoo"), "batch": 64, "steps": 3}
+
+
 def cases(folder):
     """Name, work, the ratio that is aimed for."""
     for batch, width, size in ((16, 128, 32), (1, 320, 64)):
@@ -155,10 +163,8 @@ def cases(folder):
         work = {"work": "attention", "heads": heads, "width": width, "queries": queries, "keys": keys, "pass": kind}
         yield f"attention, no map [{heads} heads, {queries} q, {keys} k, {width}] {kind}", work, bar
     for kind in ("forward", "forward-backward", "input-gradient"):
-        work = {"work": "unet", "dir": str(folder / "wide"), "batch": 8, "pass": kind}
-        yield f"UNet (64,128,128,128), batch 8, 32x32, {kind}", work, 0.7
-    work = {"work": "training-steps", "dir": str(folder / "zoo"), "batch": 64, "steps": 3}
-    yield "training step of the zoo's UNet, batch 64", work, 0.7
+        yield f"UNet (64,128,128,128), batch 8, 32x32, {kind}", unet_work(folder, 8, kind), 0.7
+    yield "training step of the zoo's UNet, batch 64", training_work(folder), 0.7
 
 
 def save_models(folder):
@@ -179,6 +185,58 @@ def save_models(folder):
             norm_num_groups=8,
         )
         DDPMPipeline(model, DDPMScheduler(1000)).save_pretrained(folder / name)
+
+
+def anonymous_bytes(pid):
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("no RssAnon: this measurement needs Linux")
+
+
+def peak_above_start(command, environment, line):
+    """Largest anonymous memory while the work is done, above that of the process before it; in MiB."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    process.stdin.write("ready?\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    start = peak = anonymous_bytes(process.pid)
+    process.stdin.write(line + "\n")
+    process.stdin.close()
+    while process.poll() is None:
+        try:
+            peak = max(peak, anonymous_bytes(process.pid))
+        except (FileNotFoundError, RuntimeError):  # it ended between the two calls
+            break
+        time.sleep(0.0005)
+    process.wait()
+    return (peak - start) / 2**20
+
+
+def serve(threads):
+    """Answers as the example `timed` does, with PyTorch's work."""
+    torch.set_num_threads(threads)
+    for line in sys.stdin:
+        if line.startswith("{"):
+            work = json.loads(line)
+            print(turn(WORK[work.pop("work")](**work)), flush=True)
+        else:
+            print("ready", flush=True)
+
+
+def memory(ours, theirs, environment, folder):
+    print("\n| peak anonymous memory | ours, MiB | PyTorch, MiB | ratio | aimed at |\n| --- | --- | --- | --- | --- |")
+    for name, work, bar in (
+        ("training step of the zoo's UNet, batch 64", training_work(folder), 0.7),
+        ("UNet (64,128,128,128), batch 8, 32x32, forward-backward", unet_work(folder, 8, "forward-backward"), ""),
+        ("UNet (64,128,128,128), batch 8, 32x32, input-gradient", unet_work(folder, 8, "input-gradient"), ""),
+    ):
+        line = json.dumps(work)
+        peaks = [[peak_above_start(command, environment, line) for _ in range(3)] for command in (ours, theirs)]
+        a, b = (statistics.median(p) for p in peaks)
+        print(f"| {name} | {a:.0f} | {b:.0f} | {a / b:.2f} | {bar} |", flush=True)
 
 
 def main(program, threads):
@@ -212,7 +270,12 @@ def main(program, threads):
             print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {bar or ''} |", flush=True)
         ours.stdin.close()
         ours.wait()
+        theirs = [sys.executable, __file__, "--serve", str(threads)]
+        memory([program, str(RUNS_PER_TURN)], theirs, environment, folder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    if sys.argv[1] == "--serve":
+        serve(int(sys.argv[2]))
+    else:
+        main(sys.argv[1], int(sys.argv[2]))

@@ -1,7 +1,8 @@
 //! Times one piece of work after another, for `tools/bench-vs-pytorch/bench.py`.
 //!
 //! Reads a piece of work a line, as JSON, runs it once unmeasured and then as often as the first argument says, and answers
-//! with the median of the seconds that it took. The first turn of a piece also prepares its operands.
+//! with the median of the seconds that it took. The first turn of a piece also prepares its operands. Any other line is
+//! answered with `ready`.
 
 use std::{
     collections::HashMap,
@@ -77,6 +78,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         let line = line?;
+        if !line.starts_with('{') {
+            writeln!(out, "ready")?;
+            out.flush()?;
+            continue;
+        }
         let known = prepared.remove(&line);
         let mut run = match known {
             Some(run) => run,

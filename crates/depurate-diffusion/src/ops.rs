@@ -20,6 +20,7 @@
 
 mod attention;
 mod back;
+mod buffers;
 mod convolution;
 mod flex;
 mod kept_weights;

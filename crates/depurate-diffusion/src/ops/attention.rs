@@ -14,6 +14,7 @@ use depurate_kernels::attention as kernel;
 
 use super::{
     back::{WayBack, tracked},
+    buffers::{fresh, recycle},
     flex::{contiguous, dims, tensor, values},
 };
 
@@ -125,7 +126,7 @@ impl AttentionOps for Flex {
     fn attention_map_op(q: FlexTensor, k: FlexTensor, scale: f32) -> FlexTensor {
         let (q, k) = (contiguous(q), contiguous(k));
         let s = shape(&q, &k, scale);
-        let mut map = vec![0.0; s.heads * s.keys * s.queries];
+        let mut map = fresh(s.heads * s.keys * s.queries);
         kernel::map(values(&q), values(&k), s, &mut map);
         tensor(map, &[s.heads, s.keys, s.queries])
     }
@@ -133,8 +134,9 @@ impl AttentionOps for Flex {
     fn attention_mix_op(map: FlexTensor, v: FlexTensor) -> FlexTensor {
         let (map, v) = (contiguous(map), contiguous(v));
         let s = mix_shape(&map, &v);
-        let mut y = vec![0.0; s.heads * s.width * s.queries];
+        let mut y = fresh(s.heads * s.width * s.queries);
         kernel::mix(values(&map), values(&v), s, &mut y);
+        recycle([map, v]);
         tensor(y, &[s.heads, s.width, s.queries])
     }
 }
@@ -143,13 +145,12 @@ impl AttentionGrads for Flex {
     fn attention_saving(qkv: [FlexTensor; 3], scale: f32) -> (FlexTensor, FlexTensor) {
         let [q, k, v] = qkv.map(contiguous);
         let s = shape(&q, &k, scale);
-        let mut y = vec![0.0; values(&q).len()];
+        let mut y = fresh(values(&q).len());
         let mut lse = vec![0.0; s.heads * s.queries];
         kernel::forward(values(&q), values(&k), values(&v), s, &mut y, &mut lse);
-        (
-            tensor(y, &dims::<3>(&q)),
-            tensor(lse, &[s.heads, s.queries]),
-        )
+        let queries = dims::<3>(&q);
+        recycle([q, k, v]);
+        (tensor(y, &queries), tensor(lse, &[s.heads, s.queries]))
     }
 
     fn attention_grad(
@@ -161,7 +162,7 @@ impl AttentionGrads for Flex {
     ) -> [FlexTensor; 3] {
         let [q, k, v] = qkv.map(contiguous);
         let [y, lse, g] = [y, lse, g].map(contiguous);
-        let mut gradients = [&q, &k, &v].map(|x| vec![0.0; values(x).len()]);
+        let mut gradients = [&q, &k, &v].map(|x| fresh(values(x).len()));
         let [gq, gk, gv] = &mut gradients;
         let saved = kernel::Saved {
             q: values(&q),
@@ -173,6 +174,7 @@ impl AttentionGrads for Flex {
         kernel::backward(saved, values(&g), shape(&q, &k, scale), gq, gk, gv);
         let [gq, gk, gv] = gradients;
         let (queries, keys) = (dims::<3>(&q), dims::<3>(&k));
+        recycle([q, k, v, y, g]);
         [tensor(gq, &queries), tensor(gk, &keys), tensor(gv, &keys)]
     }
 
@@ -184,22 +186,26 @@ impl AttentionGrads for Flex {
     ) -> [FlexTensor; 2] {
         let [q, k] = qk.map(contiguous);
         let [map, g] = [map, g].map(contiguous);
-        let mut gradients = [&q, &k].map(|x| vec![0.0; values(x).len()]);
+        let mut gradients = [&q, &k].map(|x| fresh(values(x).len()));
         let [gq, gk] = &mut gradients;
         let saved = (values(&q), values(&k), values(&map));
         kernel::map_grad(saved, values(&g), shape(&q, &k, scale), gq, gk);
         let [gq, gk] = gradients;
-        [tensor(gq, &dims::<3>(&q)), tensor(gk, &dims::<3>(&k))]
+        let (queries, keys) = (dims::<3>(&q), dims::<3>(&k));
+        recycle([q, k, map, g]);
+        [tensor(gq, &queries), tensor(gk, &keys)]
     }
 
     fn attention_mix_grad(map: FlexTensor, v: FlexTensor, g: FlexTensor) -> [FlexTensor; 2] {
         let [map, v, g] = [map, v, g].map(contiguous);
-        let mut gradients = [&map, &v].map(|x| vec![0.0; values(x).len()]);
+        let mut gradients = [&map, &v].map(|x| fresh(values(x).len()));
         let [gmap, gv] = &mut gradients;
         let (of_map, of_values) = (values(&map), values(&v));
         kernel::mix_grad(of_map, of_values, values(&g), mix_shape(&map, &v), gmap, gv);
         let [gmap, gv] = gradients;
-        [tensor(gmap, &dims::<3>(&map)), tensor(gv, &dims::<3>(&v))]
+        let (of_map, of_values) = (dims::<3>(&map), dims::<3>(&v));
+        recycle([map, v, g]);
+        [tensor(gmap, &of_map), tensor(gv, &of_values)]
     }
 }
 

@@ -11,6 +11,7 @@ use depurate_kernels::{self as kernels, ConvShape, Stride2Pad, linear};
 
 use super::{
     KeptWeights,
+    buffers::{fresh, recycle},
     flex::{contiguous, dims, tensor, values},
 };
 
@@ -172,7 +173,7 @@ impl ConvolutionOps for Flex {
             .pad()
             .map_or((s.height, s.width), |pad| pad.out_size(s.height, s.width));
         let out = [s.batch, s.c_out, height, width];
-        let mut y = vec![0.0; out.iter().product()];
+        let mut y = fresh(out.iter().product());
         let (input, bias) = (values(&x), Some(values(&b)));
         match stride.pad() {
             None => {
@@ -184,6 +185,7 @@ impl ConvolutionOps for Flex {
                 kernels::conv3x3_stride2::forward(input, values(&w), bias, s, pad, &mut y);
             }
         }
+        recycle([x]);
         tensor(y, &out)
     }
 
@@ -192,15 +194,16 @@ impl ConvolutionOps for Flex {
         let input = dims::<4>(&x);
         let shape = conv_shape(input, dims::<4>(&w)[0]);
         let out = [input[0], shape.c_out, input[2], input[3]];
-        let mut y = vec![0.0; out.iter().product()];
+        let mut y = fresh(out.iter().product());
         kernels::conv1x1::forward(values(&x), values(&w), Some(values(&b)), shape, &mut y);
+        recycle([x]);
         tensor(y, &out)
     }
 
     fn linear_op(x: FlexTensor, w: FlexTensor, b: FlexTensor) -> FlexTensor {
         let (x, w, b) = (contiguous(x), contiguous(w), contiguous(b));
         let shape = linear_shape(&x, &w);
-        let mut y = vec![0.0; shape.rows * shape.wide_out];
+        let mut y = fresh(shape.rows * shape.wide_out);
         linear::forward(values(&x), values(&w), Some(values(&b)), shape, &mut y);
         tensor(y, &[shape.rows, shape.wide_out])
     }
@@ -216,7 +219,7 @@ impl ConvolutionGrads for Flex {
     ) -> FlexTensor {
         let (g, w) = (contiguous(g), contiguous(w));
         let s = conv_shape(input, dims::<4>(&w)[0]);
-        let mut gx = vec![0.0; input.iter().product()];
+        let mut gx = fresh(input.iter().product());
         match stride.pad() {
             None => {
                 let kept = kept.and_then(|kept| kept.of(&w, (s.c_in, s.c_out)));
@@ -227,6 +230,7 @@ impl ConvolutionGrads for Flex {
                 kernels::conv3x3_stride2::input_grad(values(&g), values(&w), s, pad, &mut gx);
             }
         }
+        recycle([g]);
         tensor(gx, &input)
     }
 
@@ -240,6 +244,7 @@ impl ConvolutionGrads for Flex {
                 kernels::conv3x3_stride2::weight_grad(values(&x), values(&g), s, pad, &mut gw);
             }
         }
+        recycle([g, x]);
         tensor(gw, &[s.c_out, s.c_in, 3, 3])
     }
 
@@ -247,8 +252,9 @@ impl ConvolutionGrads for Flex {
         let (g, w) = (contiguous(g), contiguous(w));
         let [batch, c_out, h, width] = dims::<4>(&g);
         let input = [batch, dims::<4>(&w)[1], h, width];
-        let mut gx = vec![0.0; input.iter().product()];
+        let mut gx = fresh(input.iter().product());
         kernels::conv1x1::input_grad(values(&g), values(&w), conv_shape(input, c_out), &mut gx);
+        recycle([g]);
         tensor(gx, &input)
     }
 
@@ -257,6 +263,7 @@ impl ConvolutionGrads for Flex {
         let shape = conv_shape(dims::<4>(&x), dims::<4>(&g)[1]);
         let mut gw = vec![0.0; shape.c_out * shape.c_in];
         kernels::conv1x1::weight_grad(values(&x), values(&g), shape, &mut gw);
+        recycle([g, x]);
         tensor(gw, &[shape.c_out, shape.c_in, 1, 1])
     }
 
@@ -277,7 +284,7 @@ impl ConvolutionGrads for Flex {
     fn linear_input_grad(g: FlexTensor, w: FlexTensor) -> FlexTensor {
         let (g, w) = (contiguous(g), contiguous(w));
         let shape = linear_shape(&g, &w);
-        let mut gx = vec![0.0; shape.rows * shape.wide_in];
+        let mut gx = fresh(shape.rows * shape.wide_in);
         linear::input_grad(values(&g), values(&w), shape, &mut gx);
         tensor(gx, &[shape.rows, shape.wide_in])
     }

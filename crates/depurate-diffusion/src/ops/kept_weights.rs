@@ -1,4 +1,8 @@
-//! Winograd weights that are made once, for layers whose weights do not change.
+//! Winograd weights that are made once, for small layers whose weights do not change.
+//!
+//! They are four times as large as the weights. While they fit into the second-level cache, having them saves a tenth of a
+//! pass with one thread and up to a third with two, because nobody waits for the others to have made them; beyond, reading
+//! them from memory costs more than making them again (docs/performance.md).
 
 use std::{
     fmt,
@@ -11,9 +15,10 @@ use std::{
 use burn_flex::FlexTensor;
 use depurate_kernels::conv3x3::{self, Transformed};
 
-/// Bytes that all layers of the process may keep. Transformed weights are four times as large as the weights: a small
-/// network's fit, of a large one's as many as come first.
-const BUDGET: usize = 256 << 20;
+/// Bytes that one direction of a layer may keep: up to 64 channels on both sides.
+const LARGEST: usize = 640 << 10;
+/// Bytes that all layers of the process may keep together; those that come first do.
+const BUDGET: usize = 64 << 20;
 
 static KEPT: AtomicUsize = AtomicUsize::new(0);
 
@@ -41,7 +46,8 @@ impl KeptWeights {
         weights: &FlexTensor,
         (c_in, c_out): (usize, usize),
     ) -> Option<Arc<Transformed>> {
-        if !conv3x3::is_winograd(c_in, c_out) {
+        let bytes = 2 * Transformed::bytes(c_in, c_out); // both directions
+        if !conv3x3::is_winograd(c_in, c_out) || bytes > 2 * LARGEST {
             return None;
         }
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +58,6 @@ impl KeptWeights {
             return Some(Arc::clone(&kept.transformed));
         }
         *slot = None;
-        let bytes = 2 * Transformed::bytes(c_in, c_out); // both directions
         let room = |kept: usize| (kept + bytes <= BUDGET).then_some(kept + bytes);
         KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room)
             .ok()?;

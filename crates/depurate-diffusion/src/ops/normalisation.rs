@@ -14,6 +14,7 @@ use depurate_kernels as kernels;
 
 use super::{
     back::{WayBack, tracked},
+    buffers::{fresh, recycle},
     flex::{contiguous, dims, tensor, values},
 };
 
@@ -113,18 +114,20 @@ impl NormalisationOps for Flex {
     ) -> FlexTensor {
         let (x, scale, shift) = (contiguous(x), contiguous(scale), contiguous(shift));
         let input = dims::<4>(&x);
-        let mut y = vec![0.0; input.iter().product()];
+        let mut y = fresh(input.iter().product());
         let (scale, shift) = (values(&scale), values(&shift));
         kernels::group_norm::forward(values(&x), scale, shift, group_shape(input, norm), &mut y);
+        recycle([x]);
         tensor(y, &input)
     }
 
     fn layer_norm_op(x: FlexTensor, scale: FlexTensor, shift: FlexTensor, eps: f32) -> FlexTensor {
         let (x, scale, shift) = (contiguous(x), contiguous(scale), contiguous(shift));
         let input = dims::<3>(&x);
-        let mut y = vec![0.0; input.iter().product()];
+        let mut y = fresh(input.iter().product());
         let (scale, shift) = (values(&scale), values(&shift));
         kernels::layer_norm::forward(values(&x), scale, shift, layer_shape(input, eps), &mut y);
+        recycle([x]);
         tensor(y, &input)
     }
 }
@@ -139,7 +142,7 @@ impl NormalisationGrads for Flex {
     ) -> [FlexTensor; 3] {
         let [x, scale, shift, g] = [x, scale, shift, g].map(contiguous);
         let input = dims::<4>(&x);
-        let mut gx = vec![0.0; input.iter().product()];
+        let mut gx = fresh(input.iter().product());
         let (mut gscale, mut gshift) = (vec![0.0; input[1]], vec![0.0; input[1]]);
         kernels::group_norm::backward(
             values(&x),
@@ -151,6 +154,7 @@ impl NormalisationGrads for Flex {
             &mut gscale,
             &mut gshift,
         );
+        recycle([x, g]);
         [
             tensor(gx, &input),
             tensor(gscale, &[input[1]]),
@@ -166,7 +170,7 @@ impl NormalisationGrads for Flex {
     ) -> [FlexTensor; 3] {
         let [x, scale, g] = [x, scale, g].map(contiguous);
         let input = dims::<3>(&x);
-        let mut gx = vec![0.0; input.iter().product()];
+        let mut gx = fresh(input.iter().product());
         let (mut gscale, mut gshift) = (vec![0.0; input[1]], vec![0.0; input[1]]);
         kernels::layer_norm::backward(
             values(&x),
@@ -177,6 +181,7 @@ impl NormalisationGrads for Flex {
             &mut gscale,
             &mut gshift,
         );
+        recycle([x, g]);
         [
             tensor(gx, &input),
             tensor(gscale, &[input[1]]),

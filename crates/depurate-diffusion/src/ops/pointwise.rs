@@ -15,6 +15,7 @@ use depurate_kernels::{self as kernels, planes, vectors};
 
 use super::{
     back::{WayBack, tracked},
+    buffers::{fresh, recycle},
     flex::{contiguous, dims, own_values, tensor, values},
 };
 
@@ -78,7 +79,7 @@ pub(crate) trait PointwiseGrads: PointwiseOps {
 impl PointwiseOps for Flex {
     fn activation_op(x: FlexTensor, f: Activation) -> FlexTensor {
         let x = contiguous(x);
-        let mut y = vec![0.0; values(&x).len()];
+        let mut y = fresh(values(&x).len());
         kernels::activation::forward(values(&x), f, &mut y);
         tensor(y, x.shape().as_slice())
     }
@@ -86,8 +87,9 @@ impl PointwiseOps for Flex {
     fn geglu_op(x: FlexTensor) -> FlexTensor {
         let x = contiguous(x);
         let [batch, channels, tokens] = dims::<3>(&x);
-        let mut y = vec![0.0; values(&x).len() / 2];
+        let mut y = fresh(values(&x).len() / 2);
         kernels::activation::geglu(values(&x), batch, &mut y);
+        recycle([x]);
         tensor(y, &[batch, channels / 2, tokens])
     }
 
@@ -95,6 +97,7 @@ impl PointwiseOps for Flex {
         let mut a = contiguous(a);
         if let Some(own) = own_values(&mut b) {
             vectors::blend(1.0, values(&a), 1.0, own);
+            recycle([a]);
             return b;
         }
         let b = contiguous(b);
@@ -102,7 +105,7 @@ impl PointwiseOps for Flex {
             vectors::blend(1.0, values(&b), 1.0, own);
             return a;
         }
-        let mut y = vec![0.0; values(&a).len()];
+        let mut y = fresh(values(&a).len());
         vectors::add(values(&a), values(&b), &mut y);
         tensor(y, a.shape().as_slice())
     }
@@ -110,16 +113,18 @@ impl PointwiseOps for Flex {
     fn join_channels_op(a: FlexTensor, b: FlexTensor) -> FlexTensor {
         let (a, b) = (contiguous(a), contiguous(b));
         let ([batch, first, height, width], [_, second, ..]) = (dims::<4>(&a), dims::<4>(&b));
-        let mut y = vec![0.0; values(&a).len() + values(&b).len()];
+        let mut y = fresh(values(&a).len() + values(&b).len());
         planes::join(values(&a), values(&b), batch, &mut y);
+        recycle([a, b]);
         tensor(y, &[batch, first + second, height, width])
     }
 
     fn upsample2x_op(x: FlexTensor) -> FlexTensor {
         let x = contiguous(x);
         let [b, c, h, w] = dims::<4>(&x);
-        let mut y = vec![0.0; b * c * h * w * 4];
+        let mut y = fresh(b * c * h * w * 4);
         kernels::upsample2x::forward(values(&x), b * c, h, w, &mut y);
+        recycle([x]);
         tensor(y, &[b, c, 2 * h, 2 * w])
     }
 }
@@ -127,7 +132,7 @@ impl PointwiseOps for Flex {
 impl PointwiseGrads for Flex {
     fn activation_grad(x: FlexTensor, g: FlexTensor, f: Activation) -> FlexTensor {
         let (x, g) = (contiguous(x), contiguous(g));
-        let mut gx = vec![0.0; values(&x).len()];
+        let mut gx = fresh(values(&x).len());
         kernels::activation::backward(values(&x), values(&g), f, &mut gx);
         tensor(gx, x.shape().as_slice())
     }
@@ -135,8 +140,9 @@ impl PointwiseGrads for Flex {
     fn geglu_grad(x: FlexTensor, g: FlexTensor) -> FlexTensor {
         let (x, g) = (contiguous(x), contiguous(g));
         let input = dims::<3>(&x);
-        let mut gx = vec![0.0; values(&x).len()];
+        let mut gx = fresh(values(&x).len());
         kernels::activation::geglu_backward(values(&x), values(&g), input[0], &mut gx);
+        recycle([x, g]);
         tensor(gx, &input)
     }
 
@@ -145,17 +151,19 @@ impl PointwiseGrads for Flex {
         let [batch, all, height, width] = dims::<4>(&g);
         let of = |channels| [batch, channels, height, width];
         let (first, second) = (of(channels), of(all - channels));
-        let mut ga = vec![0.0; first.iter().product()];
-        let mut gb = vec![0.0; second.iter().product()];
+        let mut ga = fresh(first.iter().product());
+        let mut gb = fresh(second.iter().product());
         planes::split(values(&g), batch, &mut ga, &mut gb);
+        recycle([g]);
         [tensor(ga, &first), tensor(gb, &second)]
     }
 
     fn upsample2x_grad(g: FlexTensor) -> FlexTensor {
         let g = contiguous(g);
         let [b, c, h, w] = dims::<4>(&g);
-        let mut gx = vec![0.0; b * c * h * w / 4];
+        let mut gx = fresh(b * c * h * w / 4);
         kernels::upsample2x::backward(values(&g), b * c, h / 2, w / 2, &mut gx);
+        recycle([g]);
         tensor(gx, &[b, c, h / 2, w / 2])
     }
 

@@ -141,9 +141,7 @@ impl UNet2D {
             x = block.forward(x, &time, &mut skips);
             observe(&format!("up_blocks.{i}"), &x);
         }
-        Ok(self
-            .conv_out
-            .forward(self.conv_norm_out.forward(x, true), Stride::One))
+        Ok(self.conv_out.forward_normed(&self.conv_norm_out, x, None))
     }
 
     /// The time embedding `[B, width]`, activated as every residual block takes it.

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use depurate_diffusion::ops::{self, Activation, AdamStep, KeptWeights, Moved, Norm, Stride};
+use depurate_diffusion::ops::{
+    self, Activation, AdamStep, KeptWeights, Moved, Norm, NormConv, Stride,
+};
 
 /// Repeatable values in about [-1, 1].
 fn filled(n: usize, seed: usize) -> Vec<f32> {
@@ -123,6 +125,30 @@ fn normalisations() {
         check("group_norm", &operands, &|o| {
             let x = o[0].clone().reshape([2, 6, 3, 4]);
             weighted(ops::group_norm(x, o[1].clone(), o[2].clone(), norm))
+        });
+    }
+    for images in [1, 2] {
+        let operands = [
+            filled(2 * 9 * 12, 1),
+            filled(9, 2),
+            filled(9, 3),
+            filled(8 * 81, 4),
+            filled(8 * images, 5),
+        ];
+        check("norm_conv3x3", &operands, &|o| {
+            let weights = NormConv {
+                scale: o[1].clone(),
+                shift: o[2].clone(),
+                weight: o[3].clone().reshape([8, 9, 3, 3]),
+                bias: o[4].clone().reshape([images, 8]),
+            };
+            let norm = Norm {
+                groups: 3,
+                eps: 1e-5,
+                silu: true,
+            };
+            let x = o[0].clone().reshape([2, 9, 3, 4]);
+            weighted(ops::norm_conv3x3(x, weights, norm, None))
         });
     }
     let operands = [filled(2 * 6 * 7, 1), filled(6, 2), filled(6, 3)];

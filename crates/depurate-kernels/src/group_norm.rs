@@ -70,26 +70,29 @@ pub fn forward(x: &[f32], gamma: &[f32], beta: &[f32], shape: Shape, y: &mut [f3
     });
 }
 
-/// The gradients with respect to the input, `gamma` and `beta`, from the forward pass's input.
-#[allow(clippy::too_many_arguments)] // three inputs, three outputs
+/// The gradients with respect to the input (in `g`, which holds that with respect to the output), `gamma` and `beta`, from
+/// the forward pass's input. With `y`, the forward pass's output is computed again on the way.
+#[allow(clippy::too_many_arguments)] // four inputs, four outputs
 pub fn backward(
     x: &[f32],
-    gy: &[f32],
+    g: &mut [f32],
     gamma: &[f32],
     beta: &[f32],
     shape: Shape,
-    gx: &mut [f32],
     ggamma: &mut [f32],
     gbeta: &mut [f32],
+    y: Option<&mut [f32]>,
 ) {
     shape.check(x, gamma, beta);
-    check("gy", gy, shape.len());
-    check("gx", gx, shape.len());
+    if let Some(y) = &y {
+        check("y", y, shape.len());
+    }
+    check("g", g, shape.len());
     check("ggamma", ggamma, shape.channels);
     check("gbeta", gbeta, shape.channels);
     ggamma.fill(0.0);
     gbeta.fill(0.0);
-    if gx.is_empty() {
+    if g.is_empty() {
         return;
     }
     let isa = isa::current();
@@ -97,17 +100,18 @@ pub fn backward(
     let planes = shape.batch * shape.channels;
     let mut scratch = scratch::take([planes, planes]);
     let [dot, total] = scratch.slices();
-    let (out, dot_to, total_to) = (Shared::write(gx), Shared::write(dot), Shared::write(total));
+    let (out, dot_to, total_to) = (Shared::write(g), Shared::write(dot), Shared::write(total));
+    let y = y.map(Shared::write);
     parallel::for_each(tasks, |task| {
         let range = parallel::range(shape.batch * shape.groups, tasks, task);
         isa.run(Backward {
             x,
-            gy,
             gamma,
             beta,
             shape,
             range,
-            gx: out,
+            g: out,
+            y,
             dot: dot_to,
             total: total_to,
         });
@@ -233,15 +237,17 @@ unsafe fn affine<S: Simd, const SILU: bool>(
     }
 }
 
-/// Some groups of some images. Tasks write disjoint planes of `gx` and elements of `dot` and `total`.
+/// Some groups of some images. Tasks change disjoint planes of `g` and `y` and elements of `dot` and `total`.
 struct Backward<'a> {
     x: &'a [f32],
-    gy: &'a [f32],
     gamma: &'a [f32],
     beta: &'a [f32],
     shape: Shape,
     range: std::ops::Range<usize>,
-    gx: Shared,
+    /// The gradient, from the output's to the input's.
+    g: Shared,
+    /// The forward pass's output, if it is wanted.
+    y: Option<Shared>,
     /// Σ_p g x̂ of every plane.
     dot: Shared,
     /// Σ_p g of every plane, g the gradient behind the SiLU.
@@ -253,12 +259,13 @@ impl Kernel for Backward<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         for group in self.range.clone() {
-            // SAFETY: the group's planes exist in x and gy, and are this task's in gx, dot and total.
+            // SAFETY: the group's planes exist in x, and are this task's in g, y, dot and total.
             unsafe {
-                if self.shape.silu {
-                    self.group::<S, true>(group);
-                } else {
-                    self.group::<S, false>(group);
+                match (self.shape.silu, self.y.is_some()) {
+                    (true, true) => self.group::<S, true, true>(group),
+                    (true, false) => self.group::<S, true, false>(group),
+                    (false, true) => self.group::<S, false, true>(group),
+                    (false, false) => self.group::<S, false, false>(group),
                 }
             }
         }
@@ -267,7 +274,7 @@ impl Kernel for Backward<'_> {
 
 impl Backward<'_> {
     #[inline(always)]
-    unsafe fn group<S: Simd, const SILU: bool>(&self, group: usize) {
+    unsafe fn group<S: Simd, const SILU: bool, const AGAIN: bool>(&self, group: usize) {
         let (per, hw) = (self.shape.per_group(), self.shape.hw);
         let first = group % self.shape.groups * per;
         let n = (per * hw) as f32;
@@ -281,7 +288,8 @@ impl Backward<'_> {
                 let gamma = self.gamma[first + j];
                 let slope = scale * gamma;
                 let shift = self.beta[first + j] - mean * slope;
-                let (dot, total) = self.behind_silu::<S, SILU>(plane, (mean, scale), slope, shift);
+                let (dot, total) =
+                    self.behind_silu::<S, SILU, AGAIN>(plane, (mean, scale), slope, shift);
                 *self.dot.at(plane) = dot;
                 *self.total.at(plane) = total;
                 sum_dot += dot * gamma;
@@ -295,18 +303,18 @@ impl Backward<'_> {
                 let plane = (group * per + j) * hw;
                 let by_g = S::splat(scale * self.gamma[first + j]);
                 let (by_x, constant) = (S::splat(by_x), S::splat(constant));
-                let (x, gx) = (x.add(j * hw), self.gx.at(plane));
+                let (x, g) = (x.add(j * hw), self.g.at(plane));
                 let mut i = 0;
                 while i < hw {
                     let lanes = S::LANES.min(hw - i);
                     let zero = S::splat(0.0);
                     if lanes == S::LANES {
                         let v = S::fma(by_x, S::load(x.add(i)), constant);
-                        S::store(gx.add(i), S::fma(by_g, S::load(gx.add(i)), v));
+                        S::store(g.add(i), S::fma(by_g, S::load(g.add(i)), v));
                     } else {
                         let v = S::fma(by_x, S::load_partial(x.add(i), lanes, zero), constant);
-                        let v = S::fma(by_g, S::load_partial(gx.add(i), lanes, zero), v);
-                        S::store_partial(gx.add(i), lanes, v);
+                        let v = S::fma(by_g, S::load_partial(g.add(i), lanes, zero), v);
+                        S::store_partial(g.add(i), lanes, v);
                     }
                     i += lanes;
                 }
@@ -314,9 +322,9 @@ impl Backward<'_> {
         }
     }
 
-    /// Writes g, the gradient behind the SiLU, to gx; gives Σ g x̂ and Σ g of the plane.
+    /// Takes g behind the SiLU (and, if AGAIN, the output to y); gives Σ g x̂ and Σ g of the plane.
     #[inline(always)]
-    unsafe fn behind_silu<S: Simd, const SILU: bool>(
+    unsafe fn behind_silu<S: Simd, const SILU: bool, const AGAIN: bool>(
         &self,
         plane: usize,
         (mean, scale): (f32, f32),
@@ -327,8 +335,8 @@ impl Backward<'_> {
         // SAFETY: as in `run`.
         unsafe {
             let x = self.x.as_ptr().add(plane * hw);
-            let gy = self.gy.as_ptr().add(plane * hw);
-            let gx = self.gx.at(plane * hw);
+            let to = self.g.at(plane * hw);
+            let y = self.y.unwrap_or(self.g).at(plane * hw); // not written unless AGAIN
             let (zero, one, mean) = (S::splat(0.0), S::splat(1.0), S::splat(mean));
             let (slope, shift) = (S::splat(slope), S::splat(shift));
             let (mut dot, mut total) = (zero, zero);
@@ -337,24 +345,30 @@ impl Backward<'_> {
                 let lanes = S::LANES.min(hw - i);
                 let whole = lanes == S::LANES;
                 let (xv, mut g) = if whole {
-                    (S::load(x.add(i)), S::load(gy.add(i)))
+                    (S::load(x.add(i)), S::load(to.add(i)))
                 } else {
                     (
                         S::load_partial(x.add(i), lanes, mean),
-                        S::load_partial(gy.add(i), lanes, zero),
+                        S::load_partial(to.add(i), lanes, zero),
                     )
                 };
+                let mut v = S::fma(xv, slope, shift);
                 if SILU {
-                    let v = S::fma(xv, slope, shift);
                     let e = sigmoid::<S>(v);
                     g = S::mul(g, S::mul(e, S::fma(v, S::sub(one, e), one)));
+                    v = S::mul(v, e);
+                }
+                if AGAIN && whole {
+                    S::store(y.add(i), v);
+                } else if AGAIN {
+                    S::store_partial(y.add(i), lanes, v);
                 }
                 total = S::add(total, g);
                 dot = S::fma(g, S::sub(xv, mean), dot);
                 if whole {
-                    S::store(gx.add(i), g);
+                    S::store(to.add(i), g);
                 } else {
-                    S::store_partial(gx.add(i), lanes, g);
+                    S::store_partial(to.add(i), lanes, g);
                 }
                 i += lanes;
             }

@@ -4,24 +4,19 @@
 //! a seventh of a training step on two threads. Kernels write every element of their outputs, so what a buffer held before
 //! does not matter.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+};
 
 use burn_flex::FlexTensor;
 
 /// Elements below which an allocation is cheap.
 const LEAST: usize = 4096;
-/// Elements that may wait for use, 1 GiB; more is given back.
-const MOST: usize = 256 << 20;
+/// Buffers that may wait for use; the one that has waited longest is given back.
+const MOST: usize = 16;
 
-struct Waiting {
-    buffers: Vec<Vec<f32>>,
-    elements: usize,
-}
-
-static WAITING: Mutex<Waiting> = Mutex::new(Waiting {
-    buffers: Vec::new(),
-    elements: 0,
-});
+static WAITING: Mutex<VecDeque<Vec<f32>>> = Mutex::new(VecDeque::new());
 
 /// A vector of `n` arbitrary values, for a kernel to fill.
 pub(super) fn fresh(n: usize) -> Vec<f32> {
@@ -36,13 +31,11 @@ fn take(n: usize) -> Option<Vec<f32>> {
     let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
     let fits = |buffer: &Vec<f32>| (n..=n + n / 4).contains(&buffer.capacity());
     let (at, _) = waiting
-        .buffers
         .iter()
         .enumerate()
         .filter(|(_, buffer)| fits(buffer))
         .min_by_key(|(_, buffer)| buffer.capacity())?;
-    let mut buffer = waiting.buffers.swap_remove(at);
-    waiting.elements -= buffer.capacity();
+    let mut buffer = waiting.remove(at)?;
     drop(waiting);
     buffer.resize(n, 0.0);
     Some(buffer)
@@ -60,9 +53,9 @@ pub(super) fn recycle<const N: usize>(tensors: [FlexTensor; N]) {
             continue;
         };
         let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.elements + buffer.capacity() <= MOST {
-            waiting.elements += buffer.capacity();
-            waiting.buffers.push(buffer);
+        waiting.push_back(buffer);
+        if waiting.len() > MOST {
+            waiting.pop_front();
         }
     }
 }

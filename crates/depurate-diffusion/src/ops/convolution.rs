@@ -88,6 +88,17 @@ pub fn linear(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>) -> Tensor<2> {
     ))
 }
 
+/// What a bias is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BiasShape {
+    /// `[C]`: every image.
+    Channels,
+    /// `[1, C]`: every image.
+    Row,
+    /// `[B, C]`: one for each.
+    Images,
+}
+
 /// The forward operations.
 #[backend_extension(Flex, Autodiff)]
 pub trait ConvolutionOps: Backend {
@@ -129,13 +140,12 @@ pub(crate) trait ConvolutionGrads: ConvolutionOps {
     ) -> FloatTensor<Self>;
     fn conv1x1_input_grad(g: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
     fn conv1x1_weight_grad(g: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Of a bias `[C]`, or `[B, C]` if `per_image`.
-    fn bias_grad(g: FloatTensor<Self>, per_image: bool) -> FloatTensor<Self>;
+    /// Of a bias of this shape.
+    fn bias_grad(g: FloatTensor<Self>, bias: BiasShape) -> FloatTensor<Self>;
     fn linear_input_grad(g: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
     fn linear_weight_grad(g: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
     fn linear_bias_grad(g: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// Whether a bias is `[B, C]`.
-    fn is_per_image(b: &FloatTensor<Self>) -> bool;
+    fn bias_shape(b: &FloatTensor<Self>) -> BiasShape;
     fn sizes(x: &FloatTensor<Self>) -> [usize; 4];
 }
 
@@ -267,18 +277,18 @@ impl ConvolutionGrads for Flex {
         tensor(gw, &[shape.c_out, shape.c_in, 1, 1])
     }
 
-    fn bias_grad(g: FlexTensor, per_image: bool) -> FlexTensor {
+    fn bias_grad(g: FlexTensor, bias: BiasShape) -> FlexTensor {
         let g = contiguous(g);
         let [batch, channels, h, w] = dims::<4>(&g);
-        if per_image {
-            let mut gb = vec![0.0; batch * channels];
-            kernels::bias_grad(values(&g), 1, batch * channels, h * w, &mut gb);
-            tensor(gb, &[batch, channels])
-        } else {
-            let mut gb = vec![0.0; channels];
-            kernels::bias_grad(values(&g), batch, channels, h * w, &mut gb);
-            tensor(gb, &[channels])
-        }
+        let (images, shape) = match bias {
+            BiasShape::Channels => (batch, vec![channels]),
+            BiasShape::Row => (batch, vec![1, channels]),
+            BiasShape::Images => (1, vec![batch, channels]),
+        };
+        let sums = shape.iter().product();
+        let mut gb = vec![0.0; sums];
+        kernels::bias_grad(values(&g), images, sums, h * w, &mut gb);
+        tensor(gb, &shape)
     }
 
     fn linear_input_grad(g: FlexTensor, w: FlexTensor) -> FlexTensor {
@@ -310,8 +320,12 @@ impl ConvolutionGrads for Flex {
         tensor(gb, &[wide_out])
     }
 
-    fn is_per_image(b: &FlexTensor) -> bool {
-        b.layout().shape().num_dims() == 2
+    fn bias_shape(b: &FlexTensor) -> BiasShape {
+        match *b.layout().shape().as_slice() {
+            [1, _] => BiasShape::Row,
+            [_, _] => BiasShape::Images,
+            _ => BiasShape::Channels,
+        }
     }
 
     fn sizes(x: &FlexTensor) -> [usize; 4] {

@@ -15,7 +15,7 @@ use depurate_kernels as kernels;
 use super::{
     back::{WayBack, tracked},
     buffers::{fresh, recycle},
-    flex::{contiguous, dims, tensor, values},
+    flex::{contiguous, dims, own_values, owned, tensor, values},
 };
 
 /// Statistics and activation of a group normalisation.
@@ -77,6 +77,14 @@ pub(crate) trait NormalisationGrads: NormalisationOps {
         g: FloatTensor<Self>,
         norm: Norm,
     ) -> [FloatTensor<Self>; 3];
+    /// The same, and the forward pass's output again.
+    fn group_norm_grad_and_output(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        g: FloatTensor<Self>,
+        norm: Norm,
+    ) -> ([FloatTensor<Self>; 3], FloatTensor<Self>);
     fn layer_norm_grad(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
@@ -132,6 +140,24 @@ impl NormalisationOps for Flex {
     }
 }
 
+/// The gradients, and the forward pass's output into `y` if it is wanted.
+fn group_norm_back(
+    [x, scale, shift, g]: [FlexTensor; 4],
+    norm: Norm,
+    y: Option<&mut [f32]>,
+) -> [FlexTensor; 3] {
+    let [x, scale, shift] = [x, scale, shift].map(contiguous);
+    let (input, mut g) = (dims::<4>(&x), owned(g));
+    let (mut gscale, mut gshift) = (vec![0.0; input[1]], vec![0.0; input[1]]);
+    if let Some(g) = own_values(&mut g) {
+        let shape = group_shape(input, norm);
+        let (x, scale, shift) = (values(&x), values(&scale), values(&shift));
+        kernels::group_norm::backward(x, g, scale, shift, shape, &mut gscale, &mut gshift, y);
+    }
+    recycle([x]);
+    [g, tensor(gscale, &[input[1]]), tensor(gshift, &[input[1]])]
+}
+
 impl NormalisationGrads for Flex {
     fn group_norm_grad(
         x: FlexTensor,
@@ -140,26 +166,20 @@ impl NormalisationGrads for Flex {
         g: FlexTensor,
         norm: Norm,
     ) -> [FlexTensor; 3] {
-        let [x, scale, shift, g] = [x, scale, shift, g].map(contiguous);
+        group_norm_back([x, scale, shift, g], norm, None)
+    }
+
+    fn group_norm_grad_and_output(
+        x: FlexTensor,
+        scale: FlexTensor,
+        shift: FlexTensor,
+        g: FlexTensor,
+        norm: Norm,
+    ) -> ([FlexTensor; 3], FlexTensor) {
         let input = dims::<4>(&x);
-        let mut gx = fresh(input.iter().product());
-        let (mut gscale, mut gshift) = (vec![0.0; input[1]], vec![0.0; input[1]]);
-        kernels::group_norm::backward(
-            values(&x),
-            values(&g),
-            values(&scale),
-            values(&shift),
-            group_shape(input, norm),
-            &mut gx,
-            &mut gscale,
-            &mut gshift,
-        );
-        recycle([x, g]);
-        [
-            tensor(gx, &input),
-            tensor(gscale, &[input[1]]),
-            tensor(gshift, &[input[1]]),
-        ]
+        let mut y = fresh(input.iter().product());
+        let gradients = group_norm_back([x, scale, shift, g], norm, Some(&mut y));
+        (gradients, tensor(y, &input))
     }
 
     fn layer_norm_grad(

@@ -47,21 +47,23 @@ impl ResnetBlock {
 
     /// `x [B, Ci, H, W]`, `time [B, width]` (already activated) → `[B, Co, H, W]`.
     fn forward(&self, x: Tensor<4>, time: &Tensor<2>) -> Tensor<4> {
-        let h = self.norm1.forward(x.clone(), true);
         let time = self.time_emb_proj.forward(time.clone());
         let h = if self.scale_shift {
-            let h = self.conv1.forward(h, Stride::One);
+            let h = self.conv1.forward_normed(&self.norm1, x.clone(), None);
             let [batch, width] = time.dims();
             let time = time.reshape([batch, width, 1, 1]);
             let channels = width / 2;
             let scale = time.clone().narrow(1, 0, channels);
             let shift = time.narrow(1, channels, channels);
-            let h = self.norm2.forward(h, false) * (scale + 1.0) + shift;
-            ops::activation(h, Activation::Silu)
+            let h = self.norm2.forward(h) * (scale + 1.0) + shift;
+            let h = ops::activation(h, Activation::Silu);
+            self.conv2.forward(h, Stride::One)
         } else {
-            self.norm2.forward(self.conv1.forward_adding(h, time), true)
+            let h = self
+                .conv1
+                .forward_normed(&self.norm1, x.clone(), Some(time));
+            self.conv2.forward_normed(&self.norm2, h, None)
         };
-        let h = self.conv2.forward(h, Stride::One);
         let shortcut = match &self.conv_shortcut {
             Some(conv) => conv.forward(x),
             None => x,
@@ -113,7 +115,7 @@ impl Attention {
         let [batch, channels, height, width] = x.dims();
         let (pixels, head_width) = (height * width, channels / self.heads);
         let normed = match &self.group_norm {
-            Some(norm) => norm.forward(x.clone(), false),
+            Some(norm) => norm.forward(x.clone()),
             None => x.clone(),
         };
         let split = |t: Tensor<4>| t.reshape([batch * self.heads, head_width, pixels]); // [B heads, d, HW]

@@ -9,7 +9,7 @@ use rand::RngExt;
 
 use crate::{
     noise::SeedTree,
-    ops::{self, KeptWeights, Norm, Stride},
+    ops::{self, KeptWeights, Norm, NormConv, Stride},
 };
 
 /// Where parameters come from before a checkpoint is applied: nothing is allocated until a
@@ -107,10 +107,24 @@ impl Conv3x3 {
         ops::conv3x3(x, weight, bias, stride, Some(&self.kept))
     }
 
-    /// With stride 1 and `more [B, Co]` added to every pixel.
-    pub(crate) fn forward_adding(&self, x: Tensor<4>, more: Tensor<2>) -> Tensor<4> {
-        let bias = more + self.bias.val().unsqueeze_dim(0);
-        ops::conv3x3_image_bias(x, self.weight.val(), bias, Some(&self.kept))
+    /// With stride 1 on the normalised `x`, followed by SiLU; `more [B, Co]` is added to every pixel.
+    pub(crate) fn forward_normed(
+        &self,
+        norm: &GroupNorm,
+        x: Tensor<4>,
+        more: Option<Tensor<2>>,
+    ) -> Tensor<4> {
+        let bias = self.bias.val().unsqueeze_dim(0);
+        let weights = NormConv {
+            scale: norm.weight.val(),
+            shift: norm.bias.val(),
+            weight: self.weight.val(),
+            bias: match more {
+                Some(more) => more + bias,
+                None => bias,
+            },
+        };
+        ops::norm_conv3x3(x, weights, norm.options(true), Some(&self.kept))
     }
 }
 
@@ -168,7 +182,7 @@ impl Linear {
     }
 }
 
-/// Group normalisation, optionally followed by SiLU.
+/// Group normalisation.
 #[derive(Module, Debug)]
 pub struct GroupNorm {
     weight: Param<Tensor<1>>,
@@ -187,12 +201,15 @@ impl GroupNorm {
         }
     }
 
-    pub(crate) fn forward(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
-        let norm = Norm {
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        ops::group_norm(x, self.weight.val(), self.bias.val(), self.options(false))
+    }
+
+    fn options(&self, silu: bool) -> Norm {
+        Norm {
             groups: self.groups,
             eps: self.eps as f32,
             silu,
-        };
-        ops::group_norm(x, self.weight.val(), self.bias.val(), norm)
+        }
     }
 }

@@ -41,7 +41,23 @@ fn check_group_norm(s: group_norm::Shape) {
         let (mut y, mut gx) = (vec![f32::NAN; n], vec![f32::NAN; n]);
         let (mut ggamma, mut gbeta) = (vec![f32::NAN; s.channels], vec![f32::NAN; s.channels]);
         group_norm::forward(&x, &gamma, &beta, s, &mut y);
-        group_norm::backward(&x, &gy, &gamma, &beta, s, &mut gx, &mut ggamma, &mut gbeta);
+        let mut again = vec![f32::NAN; n];
+        let (to, more) = ((&mut ggamma, &mut gbeta), Some(&mut again[..]));
+        gx.copy_from_slice(&gy);
+        group_norm::backward(&x, &mut gx, &gamma, &beta, s, to.0, to.1, more);
+        assert_close(&format!("{s:?} {isa:?} again"), &again, &want, FORWARD);
+        let mut alone = gy.clone();
+        group_norm::backward(
+            &x,
+            &mut alone,
+            &gamma,
+            &beta,
+            s,
+            &mut ggamma,
+            &mut gbeta,
+            None,
+        );
+        assert_eq!(gx, alone);
         assert_close(&format!("{s:?} {isa:?} forward"), &y, &want, FORWARD);
         assert_close(&format!("{s:?} {isa:?} gx"), &gx, &want_gx, GRADIENT);
         assert_close(

@@ -6,7 +6,7 @@ use burn::backend::{
     tensor::FloatTensor,
 };
 
-use super::{ConvolutionGrads, ConvolutionOps, KeptWeights, Stride};
+use super::{BiasShape, ConvolutionGrads, ConvolutionOps, KeptWeights, Stride};
 use crate::ops::back::{WayBack, tracked};
 
 /// Input (for the weights' gradient) and weights (for the input's).
@@ -29,7 +29,7 @@ impl<B: Backend> Operands<B> {
 struct Conv3x3<B: Backend> {
     operands: Operands<B>,
     input: [usize; 4],
-    per_image: bool,
+    bias: BiasShape,
     stride: Stride,
     kept: Option<KeptWeights>,
 }
@@ -41,7 +41,7 @@ impl<B: ConvolutionGrads> WayBack<B, 3> for Conv3x3<B> {
         [_, _, b_wanted]: [bool; 3],
     ) -> [Option<FloatTensor<B>>; 3] {
         let Operands { x, w } = self.operands;
-        let gb = b_wanted.then(|| B::bias_grad(g.clone(), self.per_image));
+        let gb = b_wanted.then(|| B::bias_grad(g.clone(), self.bias));
         let gw = x.map(|x| B::conv3x3_weight_grad(g.clone(), x, self.stride));
         let gx = w.map(|w| B::conv3x3_input_grad(g, w, self.input, self.stride, self.kept));
         [gx, gw, gb]
@@ -58,7 +58,7 @@ impl<B: ConvolutionGrads> WayBack<B, 3> for Conv1x1<B> {
         [_, _, b_wanted]: [bool; 3],
     ) -> [Option<FloatTensor<B>>; 3] {
         let Operands { x, w } = self.0;
-        let gb = b_wanted.then(|| B::bias_grad(g.clone(), false));
+        let gb = b_wanted.then(|| B::bias_grad(g.clone(), BiasShape::Channels));
         let gw = x.map(|x| B::conv1x1_weight_grad(g.clone(), x));
         [w.map(|w| B::conv1x1_input_grad(g, w)), gw, gb]
     }
@@ -92,7 +92,7 @@ impl<B: ConvolutionGrads, C: CheckpointStrategy> ConvolutionOps for Autodiff<B, 
             let way_back = Conv3x3 {
                 operands: Operands::new(&x, &w, wanted),
                 input: B::sizes(&x),
-                per_image: B::is_per_image(&b),
+                bias: B::bias_shape(&b),
                 stride,
                 kept: kept.filter(|_| !wanted[1]),
             };

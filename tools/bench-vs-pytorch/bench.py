@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 ROUNDS = 7
-# Runs of a turn, after one that is not measured; a turn counts with its median. The first runs of a turn are slow for both:
-# their threads have to be woken, and the scheduler needs milliseconds to spread them.
+# Runs of a turn, after some that are not measured; a turn counts with its median. The first runs of a turn are slow for
+# both: their threads have to be woken, and the scheduler needs tens of milliseconds to spread them.
 RUNS_PER_TURN = 5
+WARM_UP_SECONDS = 0.1
 # PyTorch's threads spin for a while after their work, on cores that ours would have: both are left to go to sleep.
 PAUSE_SECONDS = 0.15
 
@@ -34,12 +35,16 @@ def settle():
 
 
 def turn(run):
+    warm = time.perf_counter() + WARM_UP_SECONDS
+    run()
+    while time.perf_counter() < warm:
+        run()
     times = []
-    for _ in range(RUNS_PER_TURN + 1):
+    for _ in range(RUNS_PER_TURN):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return statistics.median(times)
 
 
 def leaf(*shape):
@@ -89,12 +94,30 @@ def attention(heads, width, queries, keys, **pass_):
     return run
 
 
-def unet(dir, batch, **pass_):
+def attention_with_map(heads, width, queries, keys, **_):
+    q, k, v = leaf(1, heads, queries, width), leaf(1, heads, keys, width), leaf(1, heads, keys, width)
+
+    def run():
+        with torch.no_grad():
+            return torch.softmax(q @ k.transpose(-1, -2) * width**-0.5, -1) @ v
+
+    return run
+
+
+def linear(batch, tokens, wide_in, wide_out, dtype=torch.float32):
+    x, w, b = (t.to(dtype) for t in (leaf(batch, tokens, wide_in), leaf(wide_out, wide_in), leaf(wide_out)))
+    return lambda: F.linear(x, w, b)
+
+
+def unet(dir, batch, size=None, **pass_):
     model = UNet2DModel.from_pretrained(dir, subfolder="unet", low_cpu_mem_usage=False)
     kind = pass_["pass"]
     model.requires_grad_(kind == "forward-backward")
-    c, size = model.config.in_channels, model.config.sample_size
-    x, t = leaf(batch, c, size, size), torch.full((batch,), 500)
+    c, size = model.config.in_channels, size or model.config.sample_size
+    x = leaf(batch, c, size, size)
+    if dtype := pass_.get("dtype"):
+        model, x = model.to(dtype), x.to(dtype)
+    t = torch.full((batch,), 500)
     x.requires_grad_(kind == "input-gradient")
 
     def run():
@@ -105,6 +128,7 @@ def unet(dir, batch, **pass_):
                 model.zero_grad(set_to_none=True)
             elif kind == "input-gradient":
                 torch.autograd.grad(y.square().mean(), x)
+            return y
 
     return run
 
@@ -133,14 +157,15 @@ def training_steps(dir, batch, steps):
 WORK = {
     "conv": conv,
     "group-norm-silu": group_norm_silu,
-    "attention": attention,
+    "attention": lambda tap=False, **work: (attention_with_map if tap else attention)(**work),
+    "linear": linear,
     "unet": unet,
     "training-steps": training_steps,
 }
 
 
-def unet_work(folder, batch, kind):
-    return {"work": "unet", "dir": str(folder / "wide"), "batch": batch, "pass": kind}
+def unet_work(folder, batch, kind, name="wide", **more):
+    return {"work": "unet", "dir": str(folder / name), "batch": batch, "pass": kind, **more}
 
 
 def training_work(folder):
@@ -148,23 +173,61 @@ def training_work(folder):
 
 
 def cases(folder):
-    """Name, work, the ratio that is aimed for."""
+    """Name, work, the ratio that is aimed for, floating-point operations by definition (or none)."""
     for batch, width, size in ((16, 128, 32), (1, 320, 64)):
         for kind, bar in (("forward", 0.5), ("forward-backward", 0.5 if batch == 16 else 0.6)):
             work = {"work": "conv", "batch": batch, "c_in": width, "size": size, "c_out": width, "pass": kind}
-            yield f"conv 3x3 [{batch},{width},{size},{size}] {kind}", work, bar
+            operations = 18 * batch * width**2 * size**2 * (1 if kind == "forward" else 3)
+            yield f"conv 3x3 [{batch},{width},{size},{size}] {kind}", work, bar, operations
     work = {"work": "group-norm-silu", "batch": 16, "channels": 128, "size": 32, "groups": 32}
-    yield "group norm + SiLU [16,128,32,32] forward-backward", work, 1.0
-    for heads, queries, keys, width, kind, bar in (
-        (16, 4096, 77, 40, "forward", None),
-        (16, 256, 256, 128, "forward-backward", 1.0),
-        (16, 4096, 4096, 40, "forward", 1.3),
+    yield "group norm + SiLU [16,128,32,32] forward-backward", work, 1.0, None
+    for heads, queries, keys, width, kind, tap, bar in (
+        (16, 4096, 77, 40, "forward", True, 1.0),
+        (16, 4096, 77, 40, "forward", False, None),
+        (16, 256, 256, 128, "forward-backward", False, 1.0),
+        (16, 4096, 4096, 40, "forward", False, 1.3),
     ):
-        work = {"work": "attention", "heads": heads, "width": width, "queries": queries, "keys": keys, "pass": kind}
-        yield f"attention, no map [{heads} heads, {queries} q, {keys} k, {width}] {kind}", work, bar
+        work = {"work": "attention", "heads": heads, "width": width, "queries": queries, "keys": keys}
+        work |= {"pass": kind, "tap": tap}
+        name = "attention with its map" if tap else "attention, no map"
+        # five products backward, one of them to have the map again
+        operations = 4 * heads * queries * keys * width * (1 if kind == "forward" else 3.5)
+        yield f"{name} [{heads} heads, {queries} q, {keys} k, {width}] {kind}", work, bar, operations
+    work = {"work": "linear", "batch": 2, "tokens": 4096, "wide_in": 320, "wide_out": 1280}
+    yield "linear [2,4096,320]->1280 forward", work, None, 2 * 2 * 4096 * 320 * 1280
     for kind in ("forward", "forward-backward", "input-gradient"):
-        yield f"UNet (64,128,128,128), batch 8, 32x32, {kind}", unet_work(folder, 8, kind), 0.7
-    yield "training step of the zoo's UNet, batch 64", training_work(folder), 0.7
+        yield f"UNet (64,128,128,128), batch 8, 32x32, {kind}", unet_work(folder, 8, kind), 0.7, None
+    yield "training step of the zoo's UNet, batch 64", training_work(folder), 0.7, None
+
+
+def growth(run_ours, folder):
+    """Forward passes of a small UNet as its input and its width grow."""
+    print("\n| UNet forward | ours, ms | PyTorch, ms | ratio | ours, ns a sample, pixel and squared width |\n| --- | --- | --- | --- | --- |")
+    grow = [(batch, 28, 32) for batch in (1, 4, 16, 64)]
+    grow += [(1, size, 32) for size in (28, 64, 128, 256)]
+    grow += [(1, 64, width) for width in (16, 32, 64, 128)]
+    for batch, size, width in grow:
+        work = unet_work(folder, batch, "forward", f"growth-{width}", size=size)
+        a, b = compare(run_ours, work)
+        each = 1e6 * a / (batch * size**2 * width**2)
+        name = f"batch {batch}, {size}x{size}, width {width}"
+        print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {each:.3f} |", flush=True)
+
+
+def half_precision(run_ours, folder):
+    """What bf16 gains PyTorch, beside our f32."""
+    print("\n| forward, PyTorch in bf16 | ours in f32, ms | PyTorch in bf16, ms | ratio | error of bf16 |\n| --- | --- | --- | --- | --- |")
+    for name, work in (
+        ("UNet (64,128,128,128), batch 8, 32x32", unet_work(folder, 8, "forward")),
+        ("linear [2,4096,320]->1280", {"work": "linear", "batch": 2, "tokens": 4096, "wide_in": 320, "wide_out": 1280}),
+    ):
+        a, b = compare(run_ours, work, dtype=torch.bfloat16)
+        shape = {k: v for k, v in work.items() if k != "work"}
+        make = WORK[work["work"]]
+        with torch.no_grad():
+            exact, rounded = make(**shape)(), make(**shape, dtype=torch.bfloat16)().float()
+        error = ((rounded - exact).square().mean() / exact.square().mean()).sqrt()
+        print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {error:.1e} |", flush=True)
 
 
 def save_models(folder):
@@ -172,6 +235,11 @@ def save_models(folder):
     for name, options in (
         ("wide", {"sample_size": 32, "in_channels": 3, "channels": (64, 128, 128, 128), "layers": 2}),
         ("zoo", {"sample_size": 28, "in_channels": 1, "channels": (16, 32, 32), "layers": 1}),
+        *(
+            # without attention, whose work grows with the square of the pixels
+            (f"growth-{width}", {"sample_size": 28, "in_channels": 3, "channels": (width, 2 * width), "layers": 1, "add_attention": False})
+            for width in (16, 32, 64, 128)
+        ),
     ):
         channels = options["channels"]
         model = UNet2DModel(
@@ -183,6 +251,7 @@ def save_models(folder):
             down_block_types=("DownBlock2D",) * len(channels),
             up_block_types=("UpBlock2D",) * len(channels),
             norm_num_groups=8,
+            add_attention=options.get("add_attention", True),
         )
         DDPMPipeline(model, DDPMScheduler(1000)).save_pretrained(folder / name)
 
@@ -239,39 +308,47 @@ def memory(ours, theirs, environment, folder):
         print(f"| {name} | {a:.0f} | {b:.0f} | {a / b:.2f} | {bar} |", flush=True)
 
 
+def compare(run_ours, work, **theirs_too):
+    """Medians of both, in milliseconds, taken in turn."""
+    line, steps = json.dumps(work), work.get("steps", 1)
+    theirs = WORK[work["work"]](**{k: v for k, v in work.items() if k != "work"}, **theirs_too)
+    times = ([], [])
+    for _ in range(ROUNDS):
+        settle()
+        times[0].append(run_ours(line))
+        settle()
+        times[1].append(turn(theirs) / steps)
+    return (1e3 * statistics.median(t) for t in times)
+
+
 def main(program, threads):
     torch.set_num_threads(threads)
     environment = dict(os.environ, RAYON_NUM_THREADS=str(threads))
+    ours = [program, str(RUNS_PER_TURN)]
+    theirs = [sys.executable, __file__, "--serve", str(threads)]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         save_models(folder)
-        ours = subprocess.Popen(
-            [program, str(RUNS_PER_TURN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        process = subprocess.Popen(ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
         def run_ours(line):
-            ours.stdin.write(line + "\n")
-            ours.stdin.flush()
-            return float(ours.stdout.readline())
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            return float(process.stdout.readline())
 
-        print(f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, {threads} threads, {platform.machine()}\n")
-        print("| work | ours, ms | PyTorch, ms | ratio | aimed at |\n| --- | --- | --- | --- | --- |")
-        for name, work, bar in cases(folder):
-            line = json.dumps(work)
-            steps = work.get("steps", 1)
-            theirs = WORK[work["work"]](**{k: v for k, v in work.items() if k != "work"})
-            times = ([], [])
-            for _ in range(ROUNDS):
-                settle()
-                times[0].append(run_ours(line))
-                settle()
-                times[1].append(turn(theirs) / steps)
-            a, b = (1e3 * statistics.median(t) for t in times)
-            print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {bar or ''} |", flush=True)
-        ours.stdin.close()
-        ours.wait()
-        theirs = [sys.executable, __file__, "--serve", str(threads)]
-        memory([program, str(RUNS_PER_TURN)], theirs, environment, folder)
+        peak = 1 / run_ours('{"work": "peak"}')
+        print(f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, {threads} threads, {platform.machine()}")
+        print(f"Fused multiply-adds on registers: {peak:.0f} GFLOP/s\n")
+        print("| work | ours, ms | PyTorch, ms | ratio | aimed at | ours, GFLOP/s |\n| --- | --- | --- | --- | --- | --- |")
+        for name, work, bar, operations in cases(folder):
+            a, b = compare(run_ours, work)
+            rate = f"{operations / a / 1e6:.0f}" if operations else ""
+            print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {bar or ''} | {rate} |", flush=True)
+        growth(run_ours, folder)
+        half_precision(run_ours, folder)
+        process.stdin.close()
+        process.wait()
+        memory(ours, theirs, environment, folder)
 
 
 if __name__ == "__main__":

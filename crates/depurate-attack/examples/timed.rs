@@ -1,6 +1,6 @@
 //! Times one piece of work after another, for `tools/bench-vs-pytorch/bench.py`.
 //!
-//! Reads a piece of work a line, as JSON, runs it once unmeasured and then as often as the first argument says, and answers
+//! Reads a piece of work a line, as JSON, runs it for a while unmeasured and then as often as the first argument says, and answers
 //! with the median of the seconds that it took. The first turn of a piece also prepares its operands. Any other line is
 //! answered with `ready`.
 
@@ -9,7 +9,7 @@ use std::{
     error::Error,
     io::{BufRead, Write},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use depurate_attack::{Dataset, Denoising, TrainingParams, train};
@@ -18,12 +18,15 @@ use depurate_diffusion::{
     Denoiser, Device, NoTap, Pipeline, Tensor,
     noise::{NoiseSource, SeedTree},
 };
-use depurate_kernels::{ConvShape, attention, conv3x3, group_norm};
+use depurate_kernels::{ConvShape, attention, conv1x1, conv3x3, group_norm, peak};
 use serde::Deserialize;
 
 /// As in the programs.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The threads have to be woken, and the scheduler needs time to spread them.
+const WARM_UP: Duration = Duration::from_millis(100);
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
 #[serde(rename_all = "kebab-case")]
@@ -55,12 +58,26 @@ enum Work {
         queries: usize,
         keys: usize,
         pass: Pass,
+        /// Whether the map is wanted too.
+        #[serde(default)]
+        tap: bool,
+    },
+    Linear {
+        batch: usize,
+        tokens: usize,
+        wide_in: usize,
+        wide_out: usize,
     },
     Unet {
         dir: PathBuf,
         batch: usize,
         pass: Pass,
+        /// Edge of the images, if not the model's own.
+        #[serde(default)]
+        size: Option<usize>,
     },
+    /// What the processor can do; the answer is the time of 10^9 operations.
+    Peak,
     TrainingSteps {
         dir: PathBuf,
         batch: usize,
@@ -88,7 +105,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             Some(run) => run,
             None => prepare(serde_json::from_str(&line)?)?,
         };
+        let warm = Instant::now() + WARM_UP;
         run()?;
+        while Instant::now() < warm {
+            run()?;
+        }
         let mut times = (0..runs).map(|_| run()).collect::<Result<Vec<_>, _>>()?;
         times.sort_by(f64::total_cmp);
         writeln!(out, "{}", times[times.len() / 2])?;
@@ -142,6 +163,7 @@ fn prepare(work: Work) -> Result<Timed, Box<dyn Error>> {
             queries,
             keys,
             pass,
+            tap,
         } => attend(
             attention::Shape {
                 heads,
@@ -151,8 +173,27 @@ fn prepare(work: Work) -> Result<Timed, Box<dyn Error>> {
                 scale: (width as f32).powf(-0.5),
             },
             pass,
+            tap,
         ),
-        Work::Unet { dir, batch, pass } => network(&dir, batch, pass)?,
+        Work::Linear {
+            batch,
+            tokens,
+            wide_in,
+            wide_out,
+        } => linear(ConvShape {
+            batch,
+            c_in: wide_in,
+            c_out: wide_out,
+            height: 1,
+            width: tokens,
+        }),
+        Work::Unet {
+            dir,
+            batch,
+            pass,
+            size,
+        } => network(&dir, batch, pass, size)?,
+        Work::Peak => Box::new(|| Ok(1e9 / peak::operations_per_second())),
         Work::TrainingSteps { dir, batch, steps } => training(&dir, batch, steps)?,
     })
 }
@@ -200,15 +241,37 @@ fn normalisation(s: group_norm::Shape) -> Timed {
     })
 }
 
-fn attend(s: attention::Shape, pass: Pass) -> Timed {
+/// A linear layer on planar tokens, forward.
+fn linear(s: ConvShape) -> Timed {
+    let (x, w, bias) = (
+        filled(s.input_len()),
+        filled(s.c_out * s.c_in),
+        filled(s.c_out),
+    );
+    let mut y = vec![0.0; s.batch * s.c_out * s.width];
+    Box::new(move || {
+        seconds(|| {
+            conv1x1::forward(&x, &w, Some(&bias), s, &mut y);
+            Ok(())
+        })
+    })
+}
+
+fn attend(s: attention::Shape, pass: Pass, tap: bool) -> Timed {
     let (q, k) = (
         filled(s.heads * s.width * s.queries),
         filled(s.heads * s.width * s.keys),
     );
     let (mut y, mut lse) = (q.clone(), vec![0.0; s.heads * s.queries]);
     let (mut gq, mut gk, mut gv) = (q.clone(), k.clone(), k.clone());
+    let mut map = vec![0.0; if tap { s.heads * s.keys * s.queries } else { 0 }];
     Box::new(move || {
         seconds(|| {
+            if tap {
+                attention::map(&q, &k, s, &mut map);
+                attention::mix(&map, &k, s, &mut y);
+                return Ok(());
+            }
             attention::forward(&q, &k, &k, s, &mut y, &mut lse);
             if pass != Pass::Forward {
                 let saved = attention::Saved {
@@ -225,7 +288,12 @@ fn attend(s: attention::Shape, pass: Pass) -> Timed {
     })
 }
 
-fn network(dir: &Path, batch: usize, pass: Pass) -> Result<Timed, Box<dyn Error>> {
+fn network(
+    dir: &Path,
+    batch: usize,
+    pass: Pass,
+    size: Option<usize>,
+) -> Result<Timed, Box<dyn Error>> {
     let plain = Device::flex();
     let device = match pass {
         Pass::Forward => plain.clone(),
@@ -235,7 +303,10 @@ fn network(dir: &Path, batch: usize, pass: Pass) -> Result<Timed, Box<dyn Error>
     if pass == Pass::InputGradient {
         pipeline = pipeline.frozen();
     }
-    let shape = pipeline.sample_shape().batched(batch);
+    let mut shape = pipeline.sample_shape().batched(batch);
+    if let Some(size) = size {
+        (shape[2], shape[3]) = (size, size);
+    }
     let x = SeedTree::new(0).noise(0, batch).normal(shape, &plain)?;
     let t = vec![500; batch];
     Ok(Box::new(move || {

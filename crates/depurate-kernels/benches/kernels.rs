@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use depurate_kernels::activation::{self, Activation};
 use depurate_kernels::{
-    ConvShape, Stride2Pad, attention, conv1x1, conv3x3, conv3x3_stride2, group_norm, softmax,
+    ConvShape, Stride2Pad, adam, attention, conv1x1, conv3x3, conv3x3_stride2, group_norm,
+    layer_norm, linear, planes, softmax, upsample2x, vectors,
 };
 
 /// Smooth values of about unit size; their content does not change the speed.
@@ -131,10 +133,103 @@ fn passes(criterion: &mut Criterion) {
         });
     });
     group.finish();
-    let mut group = criterion.benchmark_group("softmax [8192,256]");
+    let mut group = criterion.benchmark_group("passes over 2 Mi elements");
     group.throughput(Throughput::Bytes(4 * x.len() as u64));
-    group.bench_function("forward", |b| b.iter(|| softmax::forward(&x, 256, &mut y)));
+    group.bench_function("softmax of 256 forward", |b| {
+        b.iter(|| softmax::forward(&x, 256, &mut y))
+    });
+    group.bench_function("softmax of 256 backward", |b| {
+        b.iter(|| softmax::backward(&x, &x, 256, &mut y))
+    });
+    for f in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+        group.bench_function(format!("{f:?} forward"), |b| {
+            b.iter(|| activation::forward(&x, f, &mut y))
+        });
+        group.bench_function(format!("{f:?} backward"), |b| {
+            b.iter(|| activation::backward(&x, &x, f, &mut y))
+        });
+    }
+    let half = x.len() / 2;
+    group.bench_function("GEGLU forward", |b| {
+        b.iter(|| activation::geglu(&x, 2, &mut y[..half]))
+    });
+    group.bench_function("GEGLU backward", |b| {
+        b.iter(|| activation::geglu_backward(&x, &x[..half], 2, &mut y))
+    });
+    group.bench_function("sum", |b| b.iter(|| vectors::add(&x, &x, &mut y)));
+    group.bench_function("blend", |b| {
+        b.iter(|| vectors::blend(0.01, &x, 0.99, &mut y))
+    });
+    group.bench_function("sum of squares", |b| b.iter(|| vectors::sum_of_squares(&x)));
+    group.bench_function("join of channels", |b| {
+        b.iter(|| planes::join(&x[..half], &x[half..], 16, &mut y))
+    });
+    group.bench_function("upsampling forward", |b| {
+        b.iter(|| upsample2x::forward(&x[..half / 2], 512, 32, 32, &mut y))
+    });
+    let step = adam::Step {
+        gradient_scale: 1.0,
+        beta_1: 0.9,
+        beta_2: 0.999,
+        correction_1: 0.1,
+        correction_2: 0.001,
+        epsilon: 1e-8,
+        learning_rate: 1e-9,
+        weight_decay: 0.0,
+    };
+    let (mut first, mut second) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+    group.bench_function("Adam", |b| {
+        b.iter(|| adam::step(&mut y, &x, &mut first, &mut second, step))
+    });
+    let tokens = layer_norm::Shape {
+        batch: 2,
+        channels: 320,
+        tokens: 3276,
+        eps: 1e-5,
+    };
+    let n = tokens.batch * tokens.channels * tokens.tokens;
+    let (gamma, beta) = (filled(320), filled(320));
+    let (mut ggamma, mut gbeta) = (filled(320), filled(320));
+    group.bench_function("layer norm of 320 forward", |b| {
+        b.iter(|| layer_norm::forward(&x[..n], &gamma, &beta, tokens, &mut y[..n]))
+    });
+    group.bench_function("layer norm of 320 backward", |b| {
+        b.iter(|| {
+            let (gx, x) = (&mut y[..n], &x[..n]);
+            layer_norm::backward(x, x, &gamma, tokens, gx, &mut ggamma, &mut gbeta);
+        })
+    });
     group.finish();
+}
+
+/// Throughput is in elements: one element is one floating-point operation.
+fn rows(criterion: &mut Criterion) {
+    for (rows, wide_in, wide_out) in [(64, 128, 128), (8, 256, 512), (77, 768, 3072)] {
+        let s = linear::Shape {
+            rows,
+            wide_in,
+            wide_out,
+        };
+        let (x, w, bias) = (
+            filled(rows * wide_in),
+            filled(wide_in * wide_out),
+            filled(wide_out),
+        );
+        let mut y = filled(rows * wide_out);
+        let (mut gx, mut gw) = (x.clone(), w.clone());
+        let mut group = criterion.benchmark_group(format!("linear [{rows},{wide_in}]->{wide_out}"));
+        group.throughput(Throughput::Elements((2 * rows * wide_in * wide_out) as u64));
+        group.bench_function("forward", |b| {
+            b.iter(|| linear::forward(&x, &w, Some(&bias), s, &mut y))
+        });
+        group.bench_function("input_grad", |b| {
+            b.iter(|| linear::input_grad(&y, &w, s, &mut gx))
+        });
+        group.bench_function("weight_grad", |b| {
+            b.iter(|| linear::weight_grad(&x, &y, s, &mut gw))
+        });
+        group.finish();
+    }
 }
 
 /// Throughput is in elements: one element is one floating-point operation of the two products, forward.
@@ -180,6 +275,20 @@ fn attentions(criterion: &mut Criterion) {
                 attention::backward(saved, &q, s, &mut gq, &mut gk, &mut gv);
             });
         });
+        let mut map = vec![0.0; heads * keys * queries];
+        let mut gmap = map.clone();
+        group.bench_function("with its map, forward", |b| {
+            b.iter(|| {
+                attention::map(&q, &k, s, &mut map);
+                attention::mix(&map, &v, s, &mut y);
+            });
+        });
+        group.bench_function("with its map, backward", |b| {
+            b.iter(|| {
+                attention::mix_grad(&map, &v, &q, s, &mut gmap, &mut gv);
+                attention::map_grad((&q, &k, &map), &gmap, s, &mut gq, &mut gk);
+            });
+        });
         group.finish();
     }
 }
@@ -191,6 +300,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300))
         .without_plots();
-    targets = convolutions, passes, attentions
+    targets = convolutions, passes, rows, attentions
 }
 criterion_main!(benches);

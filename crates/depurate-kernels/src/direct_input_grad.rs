@@ -36,7 +36,7 @@ pub(crate) fn run(
     let channel = (band + 1) * pitch;
     let mut scratch = scratch::take([c_in * c_out * 9]);
     let [classes] = scratch.slices();
-    let mut offsets = Vec::with_capacity(c_out * 9);
+    let mut offsets = scratch::offsets();
     for class in 0..4 {
         pack_class(w, c_in, c_out, class, classes);
         for co in 0..c_out {

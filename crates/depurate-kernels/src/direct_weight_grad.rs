@@ -86,9 +86,10 @@ impl Kernel for Part<'_> {
         let g = self.g;
         let cop = self.c_out.next_multiple_of(S::LANES);
         let lengths = [self.c_in * g.channel(self.band), self.band * g.pitch * cop];
-        let places: Vec<usize> = (0..self.band * g.out_width)
-            .map(|p| (p / g.out_width * g.pitch + p % g.out_width) * cop)
-            .collect();
+        let mut places = scratch::offsets();
+        for p in 0..self.band * g.out_width {
+            places.push((p / g.out_width * g.pitch + p % g.out_width) * cop);
+        }
         let mut scratch = scratch::take(lengths);
         let [planes, pixels] = scratch.slices();
         // the ends of rows stay zero: pixels are only ever written at their places

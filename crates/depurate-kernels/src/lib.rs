@@ -1,10 +1,11 @@
 //! CPU kernels for diffusion networks, forward and backward.
 //!
-//! All tensors are contiguous f32 slices in planar layout `[batch][channel][row][column]`; weights are
-//! `[c_out][c_in][3][3]` or `[c_out][c_in]`. Every function is written once over a small vector abstraction and compiled
+//! All tensors are contiguous f32 slices in planar layout `[batch][channel][row][column]` (tokens are pixels of one row);
+//! weights are `[c_out][c_in][3][3]` or `[c_out][c_in]`. Every function is written once over a small vector abstraction and compiled
 //! for AVX-512, AVX2 with FMA, NEON and plain Rust; the best one that the processor has is chosen at run time, so a plain
 //! build is a fast build. Work is spread over rayon's threads; for a given number of threads results are the same to the
-//! last bit, run after run. Working memory is kept per thread and used again.
+//! last bit, run after run. Programs should call kernels from a thread of rayon's pool (`use_current_thread`): from another
+//! one, every call wakes one thread more, which costs as much as a small kernel. Working memory is kept per thread and used again.
 //!
 //! # How convolutions are done
 //!
@@ -15,7 +16,19 @@
 //! | 3x3, stride 2 | the same, over planes of even and odd rows and columns | `direct*`, `padded` |
 //! | 1x1 | matrix product | [`conv1x1`] |
 //!
-//! Attention ([`attention`]) goes over keys in blocks and never forms its map.
+//! Weights of small layers that do not change are transformed once ([`conv3x3::Transformed`]).
+//!
+//! # The others
+//!
+//! | work | method | module |
+//! | --- | --- | --- |
+//! | attention without its map | keys in blocks with a running maximum, the map computed again backward | [`attention`] |
+//! | attention with its map | map, then mix, each with a gradient of its own | [`attention::map()`], [`attention::mix`] |
+//! | group norm + SiLU | two passes a group; backward in place, with the output again if it is wanted | [`group_norm`] |
+//! | layer norm over channels | blocks of tokens, vectors along tokens | [`layer_norm`] |
+//! | linear layers on rows | matrix product, weights turned a panel at a time | [`linear`] |
+//! | SiLU, GELU, GEGLU, sums, Adam | one pass | [`activation`], [`vectors`], [`adam`] |
+//! | joining channels, upsampling | copies | [`planes`], [`upsample2x`] |
 //!
 //! Inside, activations are planar where vectors run along pixels (direct, 1x1) and channels-last, padded to whole vectors,
 //! where they run along channels (Winograd, weight gradients). Notation: `ci`, `co` channels in and out; `ky`, `kx`, tap
@@ -60,6 +73,8 @@ pub mod conv3x3_stride2;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+#[doc(hidden)]
+pub mod peak;
 pub mod planes;
 pub mod softmax;
 pub mod upsample2x;

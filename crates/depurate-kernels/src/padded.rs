@@ -4,6 +4,7 @@
 //! run, and tap (ky, kx) reads it `ky * pitch + kx` further on; the two pixels at the end of a row are computed and dropped.
 //! Stride 2: a channel is four such planes, of even and odd rows and columns, and each tap again one shifted run.
 
+use crate::scratch;
 use crate::{ConvShape, Stride2Pad};
 
 /// Sizes of a direct 3x3 convolution.
@@ -72,8 +73,8 @@ impl Geometry {
         }
     }
     /// Where every (channel, tap) starts, in the order of a weight's memory.
-    pub(crate) fn taps(&self, channels: usize, rows: usize) -> Vec<usize> {
-        let mut offsets = Vec::with_capacity(channels * 9);
+    pub(crate) fn taps(&self, channels: usize, rows: usize) -> scratch::Offsets {
+        let mut offsets = scratch::offsets();
         for c in 0..channels {
             for t in 0..9 {
                 offsets.push(c * self.channel(rows) + self.tap(rows, t / 3, t % 3));

@@ -8,6 +8,7 @@ const SLACK: usize = 64;
 const ALIGN: usize = 64;
 
 thread_local! {
+    static LISTS: RefCell<Vec<Vec<usize>>> = const { RefCell::new(Vec::new()) };
     /// A stack, because a thread that waits inside one kernel may start another.
     static POOL: RefCell<Vec<Vec<Vec<f32>>>> = const { RefCell::new(Vec::new()) };
 }
@@ -81,5 +82,37 @@ impl<const N: usize> Drop for Scratch<N> {
         let buffers = std::mem::take(&mut self.buffers);
         // when the thread ends, its pool may be gone before its last scratch
         let _ = POOL.try_with(|pool| pool.borrow_mut().push(buffers));
+    }
+}
+
+/// A list of offsets that goes back to the thread's pool in the end.
+pub(crate) struct Offsets(Vec<usize>);
+
+/// An empty list of offsets.
+pub(crate) fn offsets() -> Offsets {
+    let mut list = LISTS
+        .with(|pool| pool.borrow_mut().pop())
+        .unwrap_or_default();
+    list.clear();
+    Offsets(list)
+}
+
+impl std::ops::Deref for Offsets {
+    type Target = Vec<usize>;
+    fn deref(&self) -> &Vec<usize> {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Offsets {
+    fn deref_mut(&mut self) -> &mut Vec<usize> {
+        &mut self.0
+    }
+}
+
+impl Drop for Offsets {
+    fn drop(&mut self) {
+        let list = std::mem::take(&mut self.0);
+        let _ = LISTS.try_with(|pool| pool.borrow_mut().push(list));
     }
 }

@@ -105,7 +105,7 @@ impl Kernel for RowsOfTiles<'_> {
         ];
         let mut scratch = scratch::take(lengths);
         let [ring, v, m, out] = scratch.slices();
-        let mut places = Vec::with_capacity(IN * t.width);
+        let mut places = scratch::offsets();
         let input = InputRows {
             x: self.x,
             tiles: t,

@@ -83,7 +83,7 @@ impl Kernel for Part<'_> {
         ];
         let mut scratch = scratch::take(lengths);
         let [ring, v, m] = scratch.slices();
-        let mut places = Vec::with_capacity(IN * t.width);
+        let mut places = scratch::offsets();
         let mut first = self.rows.start;
         while first < self.rows.end {
             let rows = first..(first + step).min(self.rows.end);

@@ -1,7 +1,7 @@
 //! Fast operations of the networks, as custom operations of the tensor framework.
 //!
-//! On the CPU backend each runs a kernel of `depurate-kernels` with its own backward pass; the functions below are what the
-//! networks call. Gradients of gradients are not supported.
+//! On the CPU backend each runs a kernel of `depurate-kernels` with its own backward pass, on other devices what the
+//! framework has ([`framework`]); the functions below are what the networks call. Gradients of gradients are not supported.
 //!
 //! | function | shapes |
 //! |---|---|
@@ -24,6 +24,7 @@ mod back;
 mod buffers;
 mod convolution;
 mod flex;
+pub mod framework;
 mod kept_weights;
 mod norm_conv;
 mod normalisation;

@@ -16,11 +16,15 @@ use super::{
     back::{WayBack, tracked},
     buffers::{fresh, recycle},
     flex::{contiguous, dims, tensor, values},
+    framework::{self, has_kernels},
 };
 
 /// `Σ_k v[., k] softmax_k(scale Σ_c k[c, k] q[c, .])`: attention of `q [N, D, Q]` on `k`, `v [N, D, K]`, `N` heads of all
 /// images. The map is never formed.
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, scale: f32) -> Tensor<3> {
+    if !has_kernels(&q.device()) {
+        return framework::attention(q, k, v, scale);
+    }
     Tensor::from_dispatch(Dispatch::attention_op(
         q.into_dispatch(),
         k.into_dispatch(),
@@ -31,6 +35,9 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, scale: f32) -> Tensor
 
 /// The map `softmax_k(scale Σ_c k[c, k] q[c, .])` as `[N, K, Q]`, for taps: with [`attention_mix`] it is [`attention`].
 pub fn attention_map(q: Tensor<3>, k: Tensor<3>, scale: f32) -> Tensor<3> {
+    if !has_kernels(&q.device()) {
+        return framework::attention_map(q, k, scale);
+    }
     Tensor::from_dispatch(Dispatch::attention_map_op(
         q.into_dispatch(),
         k.into_dispatch(),
@@ -40,6 +47,9 @@ pub fn attention_map(q: Tensor<3>, k: Tensor<3>, scale: f32) -> Tensor<3> {
 
 /// Values `v [N, D, K]` mixed by a map `[N, K, Q]` to `[N, D, Q]`.
 pub fn attention_mix(map: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
+    if !has_kernels(&v.device()) {
+        return framework::attention_mix(map, v);
+    }
     Tensor::from_dispatch(Dispatch::attention_mix_op(
         map.into_dispatch(),
         v.into_dispatch(),

@@ -13,6 +13,7 @@ use super::{
     KeptWeights,
     buffers::{fresh, recycle},
     flex::{contiguous, dims, tensor, values},
+    framework::{self, has_kernels},
 };
 
 /// How a 3x3 convolution strides and pads.
@@ -45,6 +46,9 @@ pub fn conv3x3(
     stride: Stride,
     kept: Option<&KeptWeights>,
 ) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return framework::conv3x3(x, w, b, stride);
+    }
     Tensor::from_dispatch(Dispatch::conv3x3_op(
         x.into_dispatch(),
         w.into_dispatch(),
@@ -61,6 +65,9 @@ pub fn conv3x3_image_bias(
     b: Tensor<2>,
     kept: Option<&KeptWeights>,
 ) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return framework::conv3x3_image_bias(x, w, b);
+    }
     Tensor::from_dispatch(Dispatch::conv3x3_op(
         x.into_dispatch(),
         w.into_dispatch(),
@@ -72,6 +79,9 @@ pub fn conv3x3_image_bias(
 
 /// 1x1 convolution of `x [B, Ci, H, W]` with `w [Co, Ci, 1, 1]` and bias `b [Co]`.
 pub fn conv1x1(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return framework::conv1x1(x, w, b);
+    }
     Tensor::from_dispatch(Dispatch::conv1x1_op(
         x.into_dispatch(),
         w.into_dispatch(),
@@ -81,6 +91,9 @@ pub fn conv1x1(x: Tensor<4>, w: Tensor<4>, b: Tensor<1>) -> Tensor<4> {
 
 /// Linear map of the rows of `x [N, in]` with `w [out, in]` and bias `b [out]`.
 pub fn linear(x: Tensor<2>, w: Tensor<2>, b: Tensor<1>) -> Tensor<2> {
+    if !has_kernels(&x.device()) {
+        return framework::linear(x, w, b);
+    }
     Tensor::from_dispatch(Dispatch::linear_op(
         x.into_dispatch(),
         w.into_dispatch(),

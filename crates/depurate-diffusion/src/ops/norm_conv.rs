@@ -16,6 +16,7 @@ use super::{
     KeptWeights, Norm, NormalisationOps, Stride,
     back::{WayBack, tracked},
     convolution::{BiasShape, ConvolutionGrads, ConvolutionOps},
+    framework::{self, has_kernels},
     normalisation::NormalisationGrads,
 };
 
@@ -39,6 +40,9 @@ pub fn norm_conv3x3(
     norm: Norm,
     kept: Option<&KeptWeights>,
 ) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return framework::norm_conv3x3(x, weights, norm);
+    }
     Tensor::from_dispatch(Dispatch::norm_conv3x3_op(
         x.into_dispatch(),
         weights.scale.into_dispatch(),

@@ -16,6 +16,7 @@ use super::{
     back::{WayBack, tracked},
     buffers::{fresh, recycle},
     flex::{contiguous, dims, own_values, owned, tensor, values},
+    framework::{self, has_kernels},
 };
 
 /// Statistics and activation of a group normalisation.
@@ -31,6 +32,9 @@ pub struct Norm {
 
 /// Group normalisation of `x [B, C, H, W]`, optionally followed by SiLU.
 pub fn group_norm(x: Tensor<4>, scale: Tensor<1>, shift: Tensor<1>, norm: Norm) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return framework::group_norm(x, scale, shift, norm);
+    }
     Tensor::from_dispatch(Dispatch::group_norm_op(
         x.into_dispatch(),
         scale.into_dispatch(),
@@ -41,6 +45,9 @@ pub fn group_norm(x: Tensor<4>, scale: Tensor<1>, shift: Tensor<1>, norm: Norm) 
 
 /// Layer normalisation over the channels of every token of `x [B, C, T]`.
 pub fn layer_norm(x: Tensor<3>, scale: Tensor<1>, shift: Tensor<1>, eps: f32) -> Tensor<3> {
+    if !has_kernels(&x.device()) {
+        return framework::layer_norm(x, scale, shift, eps);
+    }
     Tensor::from_dispatch(Dispatch::layer_norm_op(
         x.into_dispatch(),
         scale.into_dispatch(),

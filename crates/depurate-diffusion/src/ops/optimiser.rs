@@ -8,7 +8,10 @@ use burn_flex::FlexTensor;
 pub use depurate_kernels::adam::Step as AdamStep;
 use depurate_kernels::{adam as kernel, vectors};
 
-use super::flex::{contiguous, own_values, owned, tensor, values};
+use super::{
+    flex::{contiguous, own_values, owned, tensor, values},
+    framework::{self, has_kernels},
+};
 
 /// Parameters with their moments, all of one length.
 #[derive(Debug, Clone)]
@@ -23,6 +26,9 @@ pub struct Moved {
 
 /// One step of Adam with decoupled weight decay.
 pub fn adam(at: Moved, gradient: Tensor<1>, step: AdamStep) -> Moved {
+    if !has_kernels(&gradient.device()) {
+        return framework::adam(at, gradient, step);
+    }
     let moved = Dispatch::adam_op(
         at.values.into_dispatch(),
         at.first.into_dispatch(),
@@ -39,6 +45,9 @@ pub fn adam(at: Moved, gradient: Tensor<1>, step: AdamStep) -> Moved {
 
 /// `decay average + (1 - decay) values`.
 pub fn average(average: Tensor<1>, values: Tensor<1>, decay: f64) -> Tensor<1> {
+    if !has_kernels(&values.device()) {
+        return average * decay + values * (1.0 - decay);
+    }
     Tensor::from_dispatch(Dispatch::average_op(
         average.into_dispatch(),
         values.into_dispatch(),
@@ -48,6 +57,9 @@ pub fn average(average: Tensor<1>, values: Tensor<1>, decay: f64) -> Tensor<1> {
 
 /// `Σ x²` as a tensor of one element.
 pub fn sum_of_squares(x: Tensor<1>) -> Tensor<1> {
+    if !has_kernels(&x.device()) {
+        return x.square().sum();
+    }
     Tensor::from_dispatch(Dispatch::sum_of_squares_op(x.into_dispatch()))
 }
 

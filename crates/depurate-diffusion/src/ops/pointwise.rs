@@ -17,25 +17,38 @@ use super::{
     back::{WayBack, tracked},
     buffers::{fresh, recycle},
     flex::{contiguous, dims, own_values, tensor, values},
+    framework::{self, has_kernels},
 };
 
 /// An activation, element by element.
 pub fn activation<const D: usize>(x: Tensor<D>, f: Activation) -> Tensor<D> {
+    if !has_kernels(&x.device()) {
+        return framework::activation(x, f);
+    }
     Tensor::from_dispatch(Dispatch::activation_op(x.into_dispatch(), f))
 }
 
 /// GEGLU of `x [B, 2 C, T]`: the first half of the channels, each times the GELU of its partner in the second.
 pub fn geglu(x: Tensor<3>) -> Tensor<3> {
+    if !has_kernels(&x.device()) {
+        return framework::geglu(x);
+    }
     Tensor::from_dispatch(Dispatch::geglu_op(x.into_dispatch()))
 }
 
 /// The sum of two tensors of one shape.
 pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    if !has_kernels(&a.device()) {
+        return a + b;
+    }
     Tensor::from_dispatch(Dispatch::sum_op(a.into_dispatch(), b.into_dispatch()))
 }
 
 /// The channels of `a [B, C, H, W]` and then those of `b [B, D, H, W]`.
 pub fn join_channels(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
+    if !has_kernels(&a.device()) {
+        return Tensor::cat(vec![a, b], 1);
+    }
     Tensor::from_dispatch(Dispatch::join_channels_op(
         a.into_dispatch(),
         b.into_dispatch(),
@@ -44,6 +57,9 @@ pub fn join_channels(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
 
 /// Nearest-neighbour upsampling of `x [B, C, H, W]` to `[B, C, 2H, 2W]`.
 pub fn upsample2x(x: Tensor<4>) -> Tensor<4> {
+    if !has_kernels(&x.device()) {
+        return framework::upsample2x(x);
+    }
     Tensor::from_dispatch(Dispatch::upsample2x_op(x.into_dispatch()))
 }
 

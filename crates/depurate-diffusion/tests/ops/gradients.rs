@@ -1,35 +1,12 @@
-//! Every custom operation: its gradients against central differences of its forward pass, nothing for what is frozen, and
-//! the same result with kept weights as without.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! Every operation's gradients against central differences of its forward pass, nothing for what is frozen, and the same
+//! result with kept weights as without.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use depurate_diffusion::ops::{
     self, Activation, AdamStep, KeptWeights, Moved, Norm, NormConv, Stride,
 };
 
-/// Repeatable values in about [-1, 1].
-fn filled(n: usize, seed: usize) -> Vec<f32> {
-    (0..n)
-        .map(|i| ((i * 7 + seed * 31) as f32 * 0.618).sin())
-        .collect()
-}
-
-fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
-}
-
-fn read<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().try_into_vec().unwrap()
-}
-
-/// An operation on flat operands, as a loss: a weighted sum of its output.
-type Loss<'a> = &'a dyn Fn(&[Tensor<1>]) -> Tensor<1>;
-
-fn weighted<const D: usize>(y: Tensor<D>) -> Tensor<1> {
-    let n = y.dims().iter().product();
-    let weights = tensor(&filled(n, 9), [n], &y.device());
-    (y.reshape([n]) * weights).sum()
-}
+use crate::{Loss, filled, read, tensor, weighted};
 
 /// Gradients with respect to every operand against central differences; then each operand alone is tracked.
 fn check(name: &str, operands: &[Vec<f32>], loss: Loss<'_>) {

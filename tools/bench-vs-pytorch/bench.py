@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Times depurate and PyTorch on the same work, in turn, in one run, and prints the ratios.
 
-    tools/bench-vs-pytorch/run.sh [THREADS]
+    tools/bench-vs-pytorch/run.sh [THREADS] [--ratios-only]
 
 makes a virtual environment, builds the example `timed` and runs this. Ratios are ours / PyTorch: below 1, ours is faster.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -321,11 +322,11 @@ def compare(run_ours, work, **theirs_too):
     return (1e3 * statistics.median(t) for t in times)
 
 
-def main(program, threads):
+def main(program, threads, ratios_only):
     torch.set_num_threads(threads)
     environment = dict(os.environ, RAYON_NUM_THREADS=str(threads))
     ours = [program, str(RUNS_PER_TURN)]
-    theirs = [sys.executable, __file__, "--serve", str(threads)]
+    theirs = [sys.executable, __file__, "--serve", "--threads", str(threads)]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         save_models(folder)
@@ -344,15 +345,23 @@ def main(program, threads):
             a, b = compare(run_ours, work)
             rate = f"{operations / a / 1e6:.0f}" if operations else ""
             print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {bar or ''} | {rate} |", flush=True)
-        growth(run_ours, folder)
-        half_precision(run_ours, folder)
+        if not ratios_only:
+            growth(run_ours, folder)
+            half_precision(run_ours, folder)
         process.stdin.close()
         process.wait()
-        memory(ours, theirs, environment, folder)
+        if not ratios_only:
+            memory(ours, theirs, environment, folder)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--serve":
-        serve(int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--serve", action="store_true", help="answer on standard input instead, with PyTorch's work")
+    parser.add_argument("--program", help="the built example `timed`")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--ratios-only", action="store_true", help="the first table only")
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.threads)
     else:
-        main(sys.argv[1], int(sys.argv[2]))
+        main(options.program, options.threads, options.ratios_only)

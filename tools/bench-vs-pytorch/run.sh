@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ratios of depurate to PyTorch on this machine's processor: tools/bench-vs-pytorch/run.sh [THREADS]
+# Ratios of depurate to PyTorch on this machine's processor: tools/bench-vs-pytorch/run.sh [THREADS] [--ratios-only]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -11,4 +11,4 @@ if [[ ! -x $venv/bin/python ]]; then
 fi
 # the whole workspace, so that the build of the tensor framework is shared with everything else
 cargo build --release --quiet --workspace --example timed
-exec "$venv/bin/python" tools/bench-vs-pytorch/bench.py target/release/examples/timed "$threads"
+exec "$venv/bin/python" tools/bench-vs-pytorch/bench.py --program target/release/examples/timed --threads "$threads" "${@:2}"

@@ -26,7 +26,7 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, s: ConvShape, y: &mut
         check("bias", bias, s.c_out);
     }
     if s.is_empty() {
-        return;
+        return y.fill(0.0);
     }
     product(
         x,

@@ -25,7 +25,7 @@ pub fn forward(
         check("bias", bias, s.c_out);
     }
     if y.is_empty() || s.is_empty() {
-        return;
+        return y.fill(0.0);
     }
     let channels = (s.batch, s.c_in, s.c_out);
     direct::forward(

@@ -1,11 +1,12 @@
 //! CPU kernels for diffusion networks, forward and backward.
 //!
 //! All tensors are contiguous f32 slices in planar layout `[batch][channel][row][column]` (tokens are pixels of one row);
-//! weights are `[c_out][c_in][3][3]` or `[c_out][c_in]`. Every function is written once over a small vector abstraction and compiled
-//! for AVX-512, AVX2 with FMA, NEON and plain Rust; the best one that the processor has is chosen at run time, so a plain
-//! build is a fast build. Work is spread over rayon's threads; for a given number of threads results are the same to the
-//! last bit, run after run. Programs should call kernels from a thread of rayon's pool (`use_current_thread`): from another
-//! one, every call wakes one thread more, which costs as much as a small kernel. Working memory is kept per thread and used again.
+//! weights are `[c_out][c_in][3][3]` or `[c_out][c_in]`. Every function is written once over a small vector abstraction
+//! and compiled for AVX-512, AVX2 with FMA, NEON and plain Rust; the best one that the processor has is chosen at run
+//! time, so a plain build is a fast build. Work is spread over rayon's threads; for a given number of threads results are
+//! the same to the last bit, run after run. Programs should call kernels from a thread of rayon's pool
+//! (`use_current_thread`): from another one, every call wakes one thread more, which costs as much as a small kernel.
+//! Working memory is kept per thread and used again: in steady state nothing is allocated.
 //!
 //! # How convolutions are done
 //!

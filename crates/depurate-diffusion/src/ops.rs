@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`conv3x3`], [`conv3x3_image_bias`] | `x [B, Ci, H, W]`, `w [Co, Ci, 3, 3]`, `b [Co]` or `[B, Co]` → `[B, Co, H', W']` |
 //! | [`conv1x1`] | `x [B, Ci, H, W]`, `w [Co, Ci, 1, 1]`, `b [Co]` → `[B, Co, H, W]` |
-//! | [`linear`] | `x [N, in]`, `w [out, in]`, `b [out]` → `[N, out]` |
+//! | [`linear()`] | `x [N, in]`, `w [out, in]`, `b [out]` → `[N, out]` |
 //! | [`group_norm`] | `x [B, C, H, W]`, scale and shift `[C]` → as `x`; optionally followed by SiLU |
 //! | [`norm_conv3x3`] | both in one, with less memory for the backward pass |
 //! | [`layer_norm`] | `x [B, C, T]`, scale and shift `[C]` → as `x` |

@@ -129,7 +129,7 @@ pub trait ConvolutionOps: Backend {
         w: FloatTensor<Self>,
         b: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
-    /// See [`linear`].
+    /// See [`linear()`].
     fn linear_op(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,

@@ -21,6 +21,14 @@ pub enum DiffusionError {
         /// Why it is refused, and what would be accepted.
         reason: String,
     },
+    /// A file of a tokenizer does not hold what it should.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A text-to-image pipeline, which this version cannot run.
     #[error("{} is a text-to-image pipeline, which is not supported yet: only unconditional UNet2DModel pipelines are", path.display())]
     TextConditional {

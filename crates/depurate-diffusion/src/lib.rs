@@ -8,6 +8,7 @@
 //! the training timestep `t` counts from 0 (almost clean) to `T - 1` (almost pure noise).
 #![forbid(unsafe_code)]
 
+pub mod clip_tokenizer;
 pub mod denoiser;
 pub mod differentiable;
 pub mod error;

@@ -8,10 +8,13 @@
 //! the training timestep `t` counts from 0 (almost clean) to `T - 1` (almost pure noise).
 #![forbid(unsafe_code)]
 
+pub mod clip_text;
 pub mod clip_tokenizer;
 pub mod denoiser;
 pub mod differentiable;
 pub mod error;
+mod layers;
+pub mod module_weights;
 pub mod noise;
 pub mod ops;
 pub mod parameterisation;

@@ -12,25 +12,26 @@
 
 mod blocks;
 mod config;
-mod layers;
 mod options;
-mod weights;
+
+use std::path::Path;
 
 use burn::{
     module::Module,
     tensor::{Device, Tensor, TensorData},
 };
+use depurate_checkpoint::{SaveTensor, Weights, rename_deprecated_attention};
 
 pub use config::{BlockKind, TimeInjection, UNet2DConfig};
-pub use weights::{ParameterInfo, gradients};
 
+use crate::layers::{Conv3x3, GroupNorm, Init, Linear};
 use crate::{
     DiffusionError, Site, Tap,
+    module_weights::{self, ParameterInfo},
     noise::SeedTree,
     ops::{self, Activation, Stride},
 };
 use blocks::{DownBlock, MidBlock, UpBlock};
-use layers::{Conv3x3, GroupNorm, Init, Linear};
 
 /// Two linear layers on the sinusoidal embedding.
 #[derive(Module, Debug)]
@@ -89,6 +90,27 @@ impl UNet2D {
             freq_shift: config.freq_shift,
             cosine_first: config.flip_sin_to_cos,
         }
+    }
+
+    /// Every parameter's name and shape, without allocating any of them.
+    pub fn parameters(&self) -> Vec<ParameterInfo> {
+        module_weights::parameters(self)
+    }
+
+    /// Replaces every parameter by the one of the same name in `weights`. The names of diffusers
+    /// before 0.17 (`query`, `key`, `value`, `proj_attn`) are understood.
+    ///
+    /// # Errors
+    /// When a parameter is missing, unexpected, mis-shaped or not finite; `path` is named.
+    pub fn load(self, weights: &Weights, path: &Path) -> Result<Self, DiffusionError> {
+        module_weights::load(self, weights, path, &rename_deprecated_attention, &|_| {
+            false
+        })
+    }
+
+    /// Every parameter's values under its checkpoint name.
+    pub fn to_tensors(&self) -> Vec<SaveTensor> {
+        module_weights::to_tensors(self)
     }
 
     /// The network's output for `x_t [B, C, H, W]` at the training timesteps `t`.

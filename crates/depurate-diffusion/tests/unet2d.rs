@@ -8,10 +8,11 @@ use burn::tensor::{Device, Tensor};
 use depurate_checkpoint::{Checkpoint, Limits, SaveDtype, Weights};
 use depurate_diffusion::{
     Denoiser, DiffusionError, NoTap, Pipeline, Site, Tap,
+    module_weights::gradients,
     noise::{RecordedNoise, SeedTree},
     sampler::{Ddpm, never_stop, sample},
     schedule::SchedulerConfig,
-    unet2d::{UNet2D, UNet2DConfig, gradients},
+    unet2d::{UNet2D, UNet2DConfig},
 };
 use depurate_testkit::{
     close::{assert_close, largest_difference},

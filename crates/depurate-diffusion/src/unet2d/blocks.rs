@@ -2,11 +2,11 @@
 
 use burn::{module::Module, tensor::Tensor};
 
-use super::{
-    config::{BlockKind, TimeInjection, UNet2DConfig},
+use super::config::{BlockKind, TimeInjection, UNet2DConfig};
+use crate::{
     layers::{Conv1x1, Conv3x3, GroupNorm, Init, Linear},
+    ops::{self, Activation, Stride},
 };
-use crate::ops::{self, Activation, Stride};
 
 /// Residual block: norm, SiLU, convolution, time embedding, norm, SiLU, convolution, shortcut.
 #[derive(Module, Debug)]

@@ -45,7 +45,7 @@ impl Init {
     }
 
     /// Uniform in `[-bound, bound]`.
-    fn uniform<const D: usize>(
+    pub(crate) fn uniform<const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
@@ -60,7 +60,11 @@ impl Init {
         })
     }
 
-    fn constant<const D: usize>(&self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
+    pub(crate) fn constant<const D: usize>(
+        &self,
+        shape: [usize; D],
+        value: f32,
+    ) -> Param<Tensor<D>> {
         self.lazy(shape, move |count| vec![value; count])
     }
 
@@ -170,6 +174,14 @@ impl Linear {
         ops::linear(x, self.weight.val(), self.bias.val())
     }
 
+    /// The same map on the channels of `x [B, in, T]` → `[B, out, T]`.
+    pub(crate) fn forward_tokens(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, width, tokens] = x.dims();
+        let y = self.forward_channels(x.reshape([batch, width, 1, tokens]));
+        let channels = y.dims()[1];
+        y.reshape([batch, channels, tokens])
+    }
+
     /// The same map on the channels of `x [B, in, H, W]` → `[B, out, H, W]`.
     pub(crate) fn forward_channels(&self, x: Tensor<4>) -> Tensor<4> {
         let weight = self.weight.val();
@@ -211,5 +223,28 @@ impl GroupNorm {
             eps: self.eps as f32,
             silu,
         }
+    }
+}
+
+/// Layer normalisation over channels.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    weight: Param<Tensor<1>>,
+    bias: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub(crate) fn new(init: &Init, channels: usize, eps: f64) -> Self {
+        Self {
+            weight: init.constant([channels], 1.0),
+            bias: init.constant([channels], 0.0),
+            eps,
+        }
+    }
+
+    /// `x [B, C, T]` → as `x`.
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps as f32)
     }
 }

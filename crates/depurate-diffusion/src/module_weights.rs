@@ -6,9 +6,8 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{Gradients, Tensor, TensorData},
 };
-use depurate_checkpoint::{SaveTensor, Weights, plan, rename_deprecated_attention};
+use depurate_checkpoint::{SaveTensor, Weights, plan};
 
-use super::UNet2D;
 use crate::DiffusionError;
 
 /// Name and shape of one parameter.
@@ -20,49 +19,54 @@ pub struct ParameterInfo {
     pub shape: Vec<usize>,
 }
 
-impl UNet2D {
-    /// Every parameter's name and shape, without allocating any of them.
-    pub fn parameters(&self) -> Vec<ParameterInfo> {
-        let mut listing = Listing::default();
-        self.visit(&mut listing);
-        listing.found
-    }
+/// Every parameter's name and shape, without allocating any of them.
+pub(crate) fn parameters<M: Module>(module: &M) -> Vec<ParameterInfo> {
+    let mut listing = Listing::default();
+    module.visit(&mut listing);
+    listing.found
+}
 
-    /// Replaces every parameter by the one of the same name in `weights`. The names of diffusers
-    /// before 0.17 (`query`, `key`, `value`, `proj_attn`) are understood.
-    ///
-    /// # Errors
-    /// When a parameter is missing, unexpected, mis-shaped or not finite; `path` is named.
-    pub fn load(self, weights: &Weights, path: &Path) -> Result<Self, DiffusionError> {
-        let expected: Vec<_> = self
-            .parameters()
-            .into_iter()
-            .map(|info| (info.name, info.shape))
-            .collect();
-        let report = plan(&expected, weights, &rename_deprecated_attention).into_result(path)?;
-        weights.check_finite()?;
-        let mut values = HashMap::with_capacity(expected.len());
-        for (name, _) in &expected {
-            let stored = report.source(name).unwrap_or(name);
-            values.insert(name.clone(), weights.read_f32(stored)?);
-        }
-        Ok(self.with_values(values))
+/// Replaces every parameter by the one of the same name in `weights`. A stored name that is not a parameter's is tried once
+/// more as `rename` gives it; a tensor of a name that `ignored` says is left out.
+///
+/// # Errors
+/// When a parameter is missing, unexpected, mis-shaped or not finite; `path` is named.
+pub(crate) fn load<M: Module>(
+    module: M,
+    weights: &Weights,
+    path: &Path,
+    rename: &dyn Fn(&str) -> Option<String>,
+    ignored: &dyn Fn(&str) -> bool,
+) -> Result<M, DiffusionError> {
+    let expected: Vec<_> = parameters(&module)
+        .into_iter()
+        .map(|info| (info.name, info.shape))
+        .collect();
+    let mut report = plan(&expected, weights, rename);
+    report.unexpected.retain(|name| !ignored(name));
+    let report = report.into_result(path)?;
+    weights.check_finite()?;
+    let mut values = HashMap::with_capacity(expected.len());
+    for (name, _) in &expected {
+        let stored = report.source(name).unwrap_or(name);
+        values.insert(name.clone(), weights.read_f32(stored)?);
     }
+    Ok(with_values(module, values))
+}
 
-    /// Replaces the parameters that `values` names; the lengths must be those of [`Self::parameters`].
-    pub(crate) fn with_values(self, values: HashMap<String, Vec<f32>>) -> Self {
-        self.map(&mut Replacement {
-            path: PathStack::default(),
-            values,
-        })
-    }
+/// Replaces the parameters that `values` names; the lengths must be those of [`parameters`].
+pub(crate) fn with_values<M: Module>(module: M, values: HashMap<String, Vec<f32>>) -> M {
+    module.map(&mut Replacement {
+        path: PathStack::default(),
+        values,
+    })
+}
 
-    /// Every parameter's values under its checkpoint name.
-    pub fn to_tensors(&self) -> Vec<SaveTensor> {
-        let mut collection = Collection::default();
-        self.visit(&mut collection);
-        collection.found
-    }
+/// Every parameter's values under its checkpoint name.
+pub(crate) fn to_tensors<M: Module>(module: &M) -> Vec<SaveTensor> {
+    let mut collection = Collection::default();
+    module.visit(&mut collection);
+    collection.found
 }
 
 /// The module path of the parameter being visited.
@@ -147,13 +151,13 @@ impl ModuleMapper for Replacement {
 
 /// Gradients of a loss in the network's parameters, under their checkpoint names. A parameter that
 /// the loss does not reach, or that is frozen, has none.
-pub fn gradients(unet: &UNet2D, gradients: &Gradients) -> Vec<SaveTensor> {
+pub fn gradients<M: Module>(module: &M, gradients: &Gradients) -> Vec<SaveTensor> {
     let mut collection = GradientCollection {
         path: PathStack::default(),
         gradients,
         found: vec![],
     };
-    unet.visit(&mut collection);
+    module.visit(&mut collection);
     collection.found
 }
 

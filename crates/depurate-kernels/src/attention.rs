@@ -9,8 +9,8 @@
 //! y[c][q] = Σ_k v[c][k] P[k][q]                                            (3)
 //! ```
 //!
-//! Without the map, keys are taken forward a block at a time with a running maximum and sum. Backward, (1) and (2) are computed again from
-//! the saved `lse`:
+//! Without the map, the forward pass takes keys a block at a time with a running maximum and sum, and the backward pass
+//! computes (1) and (2) again from the saved `lse`:
 //!
 //! ```text
 //! gv[c][k] = Σ_q gy[c][q] P[k][q]
@@ -164,23 +164,8 @@ impl Kernel for Block<'_> {
             let keys = self.head * s.width * s.keys;
             for first in (0..s.keys).step_by(KEYS) {
                 let n = KEYS.min(s.keys - first);
-                pack::<S>(
-                    self.k.as_ptr().add(keys + first),
-                    s.keys,
-                    s.width,
-                    n,
-                    1.0,
-                    k.as_mut_ptr(),
-                    KEYS,
-                );
-                S::call(products::<S>(
-                    k.as_ptr(),
-                    q.as_ptr(),
-                    s.width,
-                    n,
-                    count,
-                    map.as_mut_ptr(),
-                )); // eq. (1)
+                let (from, to) = (self.k.as_ptr().add(keys + first), map.as_mut_ptr());
+                products::<S>(from, s, n, k.as_mut_ptr(), q.as_ptr(), count, to); // eq. (1)
                 for i in (0..count).step_by(S::LANES) {
                     let before = S::load(most.as_ptr().add(i));
                     let mut largest = before;
@@ -257,34 +242,68 @@ unsafe fn pack<S: Simd>(
     }
 }
 
-/// `to[k][q] = Σ_c a[c][k] b[c][q]` for packed operands: rows of `a` are KEYS apart, of `b` and `to` QUERIES.
+/// `factor` times `rows` rows of a block, QUERIES apart, to `count` columns of rows `row` apart.
+///
+/// # Safety
+/// As for [`Simd`]; the source has the rows, the target the columns.
 #[inline(always)]
-fn products<S: Simd>(
-    a: *const f32,
-    b: *const f32,
-    width: usize,
+unsafe fn unpack<S: Simd>(
+    from: *const f32,
+    factor: f32,
+    rows: usize,
+    count: usize,
+    to: *mut f32,
+    row: usize,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let factor = S::splat(factor);
+        for r in 0..rows {
+            for i in (0..count).step_by(S::LANES) {
+                let v = S::mul(S::load(from.add(r * QUERIES + i)), factor);
+                S::store_partial(to.add(r * row + i), S::LANES.min(count - i), v);
+            }
+        }
+    }
+}
+
+/// `to[k][q] = Σ_c planes[c][k] b[c][q]` for `keys` columns of planar keys or values, which are packed into `packed` first;
+/// rows of `b` and `to` are QUERIES apart.
+///
+/// # Safety
+/// As for [`Simd`]; the columns exist, `packed` holds `s.width` rows of KEYS, `to` as many rows as there are keys.
+#[inline(always)]
+unsafe fn products<S: Simd>(
+    planes: *const f32,
+    s: Shape,
     keys: usize,
+    packed: *mut f32,
+    b: *const f32,
     queries: usize,
     to: *mut f32,
-) -> Gemm<Strided, Steps> {
-    Gemm {
-        m: keys,
-        n: queries,
-        k: width,
-        a: Strided {
-            at: a,
-            row: 1,
-            step: KEYS,
-        },
-        b: Steps {
-            at: b,
-            step: QUERIES,
-        },
-        b_panel: S::LANES * S::PANEL,
-        c: to,
-        c_row: QUERIES,
-        start: Start::Zero,
-        exact: false,
+) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        pack::<S>(planes, s.keys, s.width, keys, 1.0, packed, KEYS);
+        S::call(Gemm {
+            m: keys,
+            n: queries,
+            k: s.width,
+            a: Strided {
+                at: packed,
+                row: 1,
+                step: KEYS,
+            },
+            b: Steps {
+                at: b,
+                step: QUERIES,
+            },
+            b_panel: S::LANES * S::PANEL,
+            c: to,
+            c_row: QUERIES,
+            start: Start::Zero,
+            exact: false,
+        });
     }
 }
 

@@ -1,5 +1,6 @@
 //! Group normalisation, SiLU and a 3x3 convolution as one operation, because of its memory: what lies between them is not
-//! kept for the backward pass but computed again, on the normalisation's own way back, so that a residual block keeps half as much.
+//! kept for the backward pass but computed again, on the normalisation's own way back, so that a residual block keeps half
+//! as much.
 
 use burn::{
     backend::{

@@ -1,6 +1,6 @@
 //! The backward pass: the map is computed again, block by block.
 
-use super::{KEYS, QUERIES, Shape, mixed, pack, products};
+use super::{KEYS, QUERIES, Shape, mixed, pack, products, unpack};
 use crate::gemm::{Gemm, Start, Steps, Strided};
 use crate::isa::{self, Kernel};
 use crate::parallel::{self, Shared};
@@ -118,40 +118,10 @@ impl Kernel for Head<'_> {
                 for first_key in (0..s.keys).step_by(KEYS) {
                     let n = KEYS.min(s.keys - first_key);
                     let at = of_keys + first_key;
-                    pack::<S>(
-                        saved.k.as_ptr().add(at),
-                        s.keys,
-                        s.width,
-                        n,
-                        1.0,
-                        k.as_mut_ptr(),
-                        KEYS,
-                    );
-                    pack::<S>(
-                        saved.v.as_ptr().add(at),
-                        s.keys,
-                        s.width,
-                        n,
-                        1.0,
-                        v.as_mut_ptr(),
-                        KEYS,
-                    );
-                    S::call(products::<S>(
-                        k.as_ptr(),
-                        q.as_ptr(),
-                        s.width,
-                        n,
-                        count,
-                        map.as_mut_ptr(),
-                    ));
-                    S::call(products::<S>(
-                        v.as_ptr(),
-                        gy.as_ptr(),
-                        s.width,
-                        n,
-                        count,
-                        gmap.as_mut_ptr(),
-                    ));
+                    let (from, to) = (saved.k.as_ptr().add(at), map.as_mut_ptr());
+                    products::<S>(from, s, n, k.as_mut_ptr(), q.as_ptr(), count, to);
+                    let (from, to) = (saved.v.as_ptr().add(at), gmap.as_mut_ptr());
+                    products::<S>(from, s, n, v.as_mut_ptr(), gy.as_ptr(), count, to);
                     let lse = saved.lse.as_ptr().add(self.head * s.queries + first);
                     for i in (0..count).step_by(S::LANES) {
                         let lse =
@@ -193,17 +163,8 @@ impl Kernel for Head<'_> {
                         gq.as_mut_ptr(),
                     ));
                 }
-                for c in 0..s.width {
-                    for i in (0..count).step_by(S::LANES) {
-                        let g =
-                            S::mul(S::load(gq.as_ptr().add(c * QUERIES + i)), S::splat(s.scale));
-                        S::store_partial(
-                            self.gq.at(at + c * s.queries + i),
-                            S::LANES.min(count - i),
-                            g,
-                        );
-                    }
-                }
+                let to = self.gq.at(at);
+                unpack::<S>(gq.as_ptr(), s.scale, s.width, count, to, s.queries);
             }
         }
         // SAFETY: as above.

@@ -1,7 +1,7 @@
 //! Attention in two steps with the map `P [heads][keys][queries]` between them, for whoever looks at it: eq. (1) and (2)
 //! make it, eq. (3) uses it. Each has its own gradient, so that a map can be given one.
 
-use super::{KEYS, QUERIES, Shape, mixed, pack, products};
+use super::{KEYS, QUERIES, Shape, mixed, pack, products, unpack};
 use crate::isa::{self, Kernel};
 use crate::parallel::{self, Shared};
 use crate::scratch;
@@ -80,9 +80,8 @@ impl Kernel for Scores<'_> {
             for first in (0..s.keys).step_by(KEYS) {
                 let n = KEYS.min(s.keys - first);
                 let from = self.k.as_ptr().add(of_keys + first);
-                pack::<S>(from, s.keys, s.width, n, 1.0, k.as_mut_ptr(), KEYS);
                 let to = map.as_mut_ptr().add(first * QUERIES);
-                S::call(products::<S>(k.as_ptr(), q.as_ptr(), s.width, n, count, to)); // eq. (1)
+                products::<S>(from, s, n, k.as_mut_ptr(), q.as_ptr(), count, to); // eq. (1)
             }
             for i in (0..count).step_by(S::LANES) {
                 softmax_of_columns::<S>(map.as_mut_ptr().add(i), s.keys); // eq. (2)
@@ -116,31 +115,6 @@ unsafe fn softmax_of_columns<S: Simd>(map: *mut f32, rows: usize) {
         for row in 0..rows {
             let at = map.add(row * QUERIES);
             S::store(at, S::mul(S::load(at), share));
-        }
-    }
-}
-
-/// `factor` times `rows` rows of a block, QUERIES apart, to `count` columns of rows `row` apart.
-///
-/// # Safety
-/// As for [`Simd`]; the source has the rows, the target the columns.
-#[inline(always)]
-pub(super) unsafe fn unpack<S: Simd>(
-    from: *const f32,
-    factor: f32,
-    rows: usize,
-    count: usize,
-    to: *mut f32,
-    row: usize,
-) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let factor = S::splat(factor);
-        for r in 0..rows {
-            for i in (0..count).step_by(S::LANES) {
-                let v = S::mul(S::load(from.add(r * QUERIES + i)), factor);
-                S::store_partial(to.add(r * row + i), S::LANES.min(count - i), v);
-            }
         }
     }
 }

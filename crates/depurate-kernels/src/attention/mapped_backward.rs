@@ -7,8 +7,7 @@
 //! ```
 
 use super::backward::{Rows, gathered, rows_of};
-use super::mapped::unpack;
-use super::{KEYS, QUERIES, Shape, mixed, pack, products};
+use super::{KEYS, QUERIES, Shape, mixed, pack, products, unpack};
 use crate::isa::{self, Kernel};
 use crate::parallel::{self, Shared};
 use crate::scratch;
@@ -121,16 +120,8 @@ impl Kernel for MixGradient<'_> {
                 for first_key in (0..s.keys).step_by(KEYS) {
                     let n = KEYS.min(s.keys - first_key);
                     let from = self.v.as_ptr().add(of_keys + first_key);
-                    pack::<S>(from, s.keys, s.width, n, 1.0, v.as_mut_ptr(), KEYS);
                     let to = map.as_mut_ptr().add(first_key * QUERIES);
-                    S::call(products::<S>(
-                        v.as_ptr(),
-                        gy.as_ptr(),
-                        s.width,
-                        n,
-                        count,
-                        to,
-                    ));
+                    products::<S>(from, s, n, v.as_mut_ptr(), gy.as_ptr(), count, to);
                 }
                 let to = self.gmap.at(of_map);
                 unpack::<S>(map.as_ptr(), 1.0, s.keys, count, to, s.queries);

@@ -194,6 +194,32 @@ impl Linear {
     }
 }
 
+/// Linear layer without bias, weight `[out, in]`, on the channels of tokens.
+#[derive(Module, Debug)]
+pub struct Projection {
+    weight: Param<Tensor<2>>,
+}
+
+impl Projection {
+    pub(crate) fn new(init: &Init, width_in: usize, width_out: usize) -> Self {
+        let bound = 1.0 / (width_in as f32).sqrt();
+        Self {
+            weight: init.uniform("weight", [width_out, width_in], bound),
+        }
+    }
+
+    /// `x [B, in, T]` → `[B, out, T]`.
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, width, tokens] = x.dims();
+        let weight = self.weight.val();
+        let [width_out, width_in] = weight.dims();
+        let none = Tensor::zeros([width_out], &weight.device());
+        let weight = weight.reshape([width_out, width_in, 1, 1]);
+        let y = ops::conv1x1(x.reshape([batch, width, 1, tokens]), weight, none);
+        y.reshape([batch, width_out, tokens])
+    }
+}
+
 /// Group normalisation.
 #[derive(Module, Debug)]
 pub struct GroupNorm {

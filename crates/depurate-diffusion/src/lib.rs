@@ -8,8 +8,11 @@
 //! the training timestep `t` counts from 0 (almost clean) to `T - 1` (almost pure noise).
 #![forbid(unsafe_code)]
 
+pub mod autoencoder_kl;
+mod blocks;
 pub mod clip_text;
 pub mod clip_tokenizer;
+mod config_options;
 pub mod denoiser;
 pub mod differentiable;
 pub mod error;
@@ -22,13 +25,15 @@ pub mod pipeline;
 pub mod sampler;
 pub mod schedule;
 pub mod tap;
+mod time_embedding;
 pub mod trigger;
 pub mod unet2d;
+pub mod unet2d_condition;
 
 pub use denoiser::{Denoiser, Parameterisation, Prediction, SampleShape};
 pub use error::DiffusionError;
 pub use pipeline::Pipeline;
-pub use tap::{NoTap, Site, Tap};
+pub use tap::{AttentionKind, AttentionSite, NoTap, Site, Stage, Tap};
 
 /// The framework's device, chosen at run time.
 pub use burn::tensor::Device;

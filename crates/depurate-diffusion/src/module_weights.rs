@@ -1,6 +1,9 @@
 //! Parameters by their diffusers names: listing, loading, collecting.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -69,13 +72,31 @@ pub(crate) fn to_tensors<M: Module>(module: &M) -> Vec<SaveTensor> {
     collection.found
 }
 
-/// The module path of the parameter being visited.
+/// The module path of the parameter being visited. The variant of an enum is no part of it: it says how a layer is stored,
+/// not where it is.
 #[derive(Default)]
 struct PathStack(Vec<String>);
 
 impl PathStack {
+    fn enter(&mut self, name: &str, container_type: &str) {
+        let is_variant = container_type.starts_with("Enum:");
+        self.0.push(if is_variant {
+            String::new()
+        } else {
+            name.to_owned()
+        });
+    }
+
+    fn exit(&mut self) {
+        self.0.pop();
+    }
+
     fn name(&self) -> String {
-        self.0.join(".")
+        let parts = self.0.iter().map(String::as_str);
+        parts
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(".")
     }
 }
 
@@ -86,11 +107,11 @@ struct Listing {
 }
 
 impl ModuleVisitor for Listing {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.0.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
     }
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.0.pop();
+        self.path.exit();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let shape = param.lazy_shape().to_vec();
@@ -108,11 +129,11 @@ struct Collection {
 }
 
 impl ModuleVisitor for Collection {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.0.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
     }
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.0.pop();
+        self.path.exit();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let tensor = param.val();
@@ -132,11 +153,11 @@ struct Replacement {
 }
 
 impl ModuleMapper for Replacement {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.0.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
     }
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.0.pop();
+        self.path.exit();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(values) = self.values.remove(&self.path.name()) else {
@@ -168,11 +189,11 @@ struct GradientCollection<'a> {
 }
 
 impl ModuleVisitor for GradientCollection<'_> {
-    fn enter_module(&mut self, name: &str, _container_type: &str) {
-        self.path.0.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
     }
     fn exit_module(&mut self, _name: &str, _container_type: &str) {
-        self.path.0.pop();
+        self.path.exit();
     }
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = param.val().grad(self.gradients) {
@@ -183,5 +204,80 @@ impl ModuleVisitor for GradientCollection<'_> {
                 data: gradient.into_data().iter::<f32>().collect(),
             });
         }
+    }
+}
+
+/// Name to values `[n]`, without autodiff: what optimisers work on.
+pub type Flat = BTreeMap<String, Tensor<1>>;
+
+/// The values of every parameter.
+pub fn flat_values<M: Module>(module: &M) -> Flat {
+    let mut collection = FlatCollection::default();
+    module.visit(&mut collection);
+    collection.found
+}
+
+/// The gradient of every parameter that has one.
+pub fn flat_gradients<M: Module>(module: &M, gradients: Gradients) -> Flat {
+    let mut collection = FlatCollection {
+        gradients: Some(gradients),
+        ..FlatCollection::default()
+    };
+    module.visit(&mut collection);
+    collection.found
+}
+
+/// The module with the parameters that `values` names replaced; they require gradients again.
+pub fn with_flat<M: Module>(module: M, values: &Flat) -> M {
+    module.map(&mut FlatReplacement {
+        path: PathStack::default(),
+        values,
+    })
+}
+
+#[derive(Default)]
+struct FlatCollection {
+    path: PathStack,
+    gradients: Option<Gradients>,
+    found: Flat,
+}
+
+impl ModuleVisitor for FlatCollection {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = match &mut self.gradients {
+            Some(gradients) => param.val().grad_remove(gradients),
+            None => Some(param.val().inner()),
+        };
+        if let Some(tensor) = tensor {
+            self.found.insert(self.path.name(), tensor.reshape([-1]));
+        }
+    }
+}
+
+struct FlatReplacement<'a> {
+    path: PathStack,
+    values: &'a Flat,
+}
+
+impl ModuleMapper for FlatReplacement<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(values) = self.values.get(&self.path.name()) else {
+            return param;
+        };
+        let (id, tensor, mapper) = param.consume();
+        let updated: Tensor<D> = values.clone().reshape(tensor.dims());
+        Param::from_mapped_value(id, Tensor::from_inner(updated).require_grad(), mapper)
     }
 }

@@ -12,33 +12,26 @@
 
 mod blocks;
 mod config;
-mod options;
 
 use std::path::Path;
 
 use burn::{
     module::Module,
-    tensor::{Device, Tensor, TensorData},
+    tensor::{Device, Tensor},
 };
 use depurate_checkpoint::{SaveTensor, Weights, rename_deprecated_attention};
 
 pub use config::{BlockKind, TimeInjection, UNet2DConfig};
 
-use crate::layers::{Conv3x3, GroupNorm, Init, Linear};
 use crate::{
     DiffusionError, Site, Tap,
+    layers::{Conv3x3, GroupNorm, Init},
     module_weights::{self, ParameterInfo},
     noise::SeedTree,
     ops::{self, Activation, Stride},
+    time_embedding::{Sinusoid, TimeEmbedding},
 };
 use blocks::{DownBlock, MidBlock, UpBlock};
-
-/// Two linear layers on the sinusoidal embedding.
-#[derive(Module, Debug)]
-struct TimeEmbedding {
-    linear_1: Linear,
-    linear_2: Linear,
-}
 
 /// The network. See the [module](self).
 #[derive(Module, Debug)]
@@ -52,9 +45,8 @@ pub struct UNet2D {
     conv_out: Conv3x3,
     channels_in: usize,
     center_input: bool,
-    embedding_width: usize,
-    freq_shift: f64,
-    cosine_first: bool,
+    #[module(skip)]
+    sinusoid: Sinusoid,
 }
 
 impl UNet2D {
@@ -66,10 +58,7 @@ impl UNet2D {
         let (first, width) = (levels[0], config.time_width());
         Self {
             conv_in: Conv3x3::new(&init.at("conv_in"), config.in_channels, first),
-            time_embedding: TimeEmbedding {
-                linear_1: Linear::new(&init.at("time_embedding.linear_1"), first, width),
-                linear_2: Linear::new(&init.at("time_embedding.linear_2"), width, width),
-            },
+            time_embedding: TimeEmbedding::new(&init.at("time_embedding"), first, width),
             down_blocks: (0..levels.len())
                 .map(|i| DownBlock::new(&init.at(format!("down_blocks.{i}")), config, i))
                 .collect(),
@@ -86,9 +75,11 @@ impl UNet2D {
             conv_out: Conv3x3::new(&init.at("conv_out"), first, config.out_channels),
             channels_in: config.in_channels,
             center_input: config.center_input_sample,
-            embedding_width: first,
-            freq_shift: config.freq_shift,
-            cosine_first: config.flip_sin_to_cos,
+            sinusoid: Sinusoid {
+                width: first,
+                freq_shift: config.freq_shift,
+                cosine_first: config.flip_sin_to_cos,
+            },
         }
     }
 
@@ -194,27 +185,11 @@ impl UNet2D {
                 got: vec![t.len()],
             });
         }
-        let half = self.embedding_width / 2;
-        let mut values = Vec::with_capacity(batch * self.embedding_width);
-        for i in 0..batch {
-            let step = t[if t.len() == 1 { 0 } else { i }] as f64;
-            let angle = |k: usize| {
-                step * (-(10_000f64.ln()) * k as f64 / (half as f64 - self.freq_shift)).exp()
-            };
-            let sines = (0..half).map(|k| angle(k).sin() as f32);
-            let cosines = (0..half).map(|k| angle(k).cos() as f32);
-            if self.cosine_first {
-                values.extend(cosines.chain(sines));
-            } else {
-                values.extend(sines.chain(cosines));
-            }
-        }
-        let embedding = Tensor::from_data(
-            TensorData::new(values, [batch, self.embedding_width]),
-            device,
-        );
-        let hidden = self.time_embedding.linear_1.forward(embedding);
-        let hidden = ops::activation(hidden, Activation::Silu);
-        Ok(self.time_embedding.linear_2.forward(hidden))
+        let steps: Vec<f64> = (0..batch)
+            .map(|i| t[if t.len() == 1 { 0 } else { i }] as f64)
+            .collect();
+        Ok(self
+            .time_embedding
+            .forward(self.sinusoid.of(&steps, device)))
     }
 }

@@ -4,8 +4,42 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::options::{MAX_CHANNELS, MAX_LAYERS, Reader};
-use crate::{DiffusionError, SampleShape};
+use crate::{
+    DiffusionError, SampleShape,
+    config_options::{MAX_CHANNELS, MAX_LAYERS, Reader},
+};
+
+/// Every option that diffusers writes; keys with a leading underscore are its own notes.
+const KNOWN: &[&str] = &[
+    "act_fn",
+    "add_attention",
+    "attention_head_dim",
+    "attn_norm_num_groups",
+    "block_out_channels",
+    "center_input_sample",
+    "class_embed_type",
+    "down_block_types",
+    "downsample_padding",
+    "downsample_type",
+    "dropout",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "in_channels",
+    "layers_per_block",
+    "mid_block_scale_factor",
+    "mid_block_type",
+    "norm_eps",
+    "norm_num_groups",
+    "num_class_embeds",
+    "num_train_timesteps",
+    "out_channels",
+    "resnet_time_scale_shift",
+    "sample_size",
+    "time_embedding_dim",
+    "time_embedding_type",
+    "up_block_types",
+    "upsample_type",
+];
 
 /// Type of a down or up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +111,7 @@ impl UNet2DConfig {
     /// On an option that is unknown, unsupported, out of range or inconsistent with others.
     pub fn from_json(map: &Map<String, Value>, path: &Path) -> Result<Self, DiffusionError> {
         let read = Reader { map, path };
-        read.refuse_unknown()?;
+        read.refuse_unknown(KNOWN)?;
         read.only("_class_name", &["UNet2DModel"])?;
         read.only("act_fn", &["silu", "swish"])?;
         read.only("time_embedding_type", &["positional"])?;
@@ -100,8 +134,20 @@ impl UNet2DConfig {
             freq_shift: read.number("freq_shift", 0.0)?,
             flip_sin_to_cos: read.flag("flip_sin_to_cos", true)?,
             time_embedding_dim: read.optional_size("time_embedding_dim", None, 4 * MAX_CHANNELS)?,
-            down_blocks: read.blocks("down_block_types", "DownBlock2D", "AttnDownBlock2D")?,
-            up_blocks: read.blocks("up_block_types", "UpBlock2D", "AttnUpBlock2D")?,
+            down_blocks: read.blocks(
+                "down_block_types",
+                &[
+                    ("DownBlock2D", BlockKind::Plain),
+                    ("AttnDownBlock2D", BlockKind::Attention),
+                ],
+            )?,
+            up_blocks: read.blocks(
+                "up_block_types",
+                &[
+                    ("UpBlock2D", BlockKind::Plain),
+                    ("AttnUpBlock2D", BlockKind::Attention),
+                ],
+            )?,
             block_out_channels: levels,
             layers_per_block: read.size("layers_per_block", 2, MAX_LAYERS)?,
             mid_block_scale_factor: read.number("mid_block_scale_factor", 1.0)?,

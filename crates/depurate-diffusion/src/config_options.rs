@@ -4,56 +4,23 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::config::BlockKind;
 use crate::DiffusionError;
 
 /// The largest number of channels, blocks or layers that a configuration may ask for. It bounds
 /// what a hostile `config.json` can make us allocate.
-pub(super) const MAX_CHANNELS: usize = 4096;
+pub(crate) const MAX_CHANNELS: usize = 4096;
 const MAX_BLOCKS: usize = 12;
-pub(super) const MAX_LAYERS: usize = 16;
+pub(crate) const MAX_LAYERS: usize = 16;
 const MAX_SIZE: usize = 2048;
 
-/// Every option that diffusers writes; keys with a leading underscore are its own notes.
-const KNOWN: &[&str] = &[
-    "act_fn",
-    "add_attention",
-    "attention_head_dim",
-    "attn_norm_num_groups",
-    "block_out_channels",
-    "center_input_sample",
-    "class_embed_type",
-    "down_block_types",
-    "downsample_padding",
-    "downsample_type",
-    "dropout",
-    "flip_sin_to_cos",
-    "freq_shift",
-    "in_channels",
-    "layers_per_block",
-    "mid_block_scale_factor",
-    "mid_block_type",
-    "norm_eps",
-    "norm_num_groups",
-    "num_class_embeds",
-    "num_train_timesteps",
-    "out_channels",
-    "resnet_time_scale_shift",
-    "sample_size",
-    "time_embedding_dim",
-    "time_embedding_type",
-    "up_block_types",
-    "upsample_type",
-];
-
 /// Typed access to the options, with errors that name file and option.
-pub(super) struct Reader<'a> {
-    pub(super) map: &'a Map<String, Value>,
-    pub(super) path: &'a Path,
+pub(crate) struct Reader<'a> {
+    pub(crate) map: &'a Map<String, Value>,
+    pub(crate) path: &'a Path,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn error(&self, option: &str, reason: &str) -> DiffusionError {
+    pub(crate) fn error(&self, option: &str, reason: &str) -> DiffusionError {
         DiffusionError::Config {
             path: self.path.to_owned(),
             option: option.to_owned(),
@@ -61,11 +28,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn refuse_unknown(&self) -> Result<(), DiffusionError> {
+    /// Refuses options that are not `known`; keys with a leading underscore are diffusers' own notes.
+    pub(crate) fn refuse_unknown(&self, known: &[&str]) -> Result<(), DiffusionError> {
         match self
             .map
             .keys()
-            .find(|key| !key.starts_with('_') && !KNOWN.contains(&key.as_str()))
+            .find(|key| !key.starts_with('_') && !known.contains(&key.as_str()))
         {
             Some(key) => Err(self.error(
                 key,
@@ -75,11 +43,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn get(&self, option: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, option: &str) -> Option<&'a Value> {
         self.map.get(option).filter(|value| !value.is_null())
     }
 
-    pub(super) fn only(&self, option: &str, allowed: &[&str]) -> Result<(), DiffusionError> {
+    pub(crate) fn only(&self, option: &str, allowed: &[&str]) -> Result<(), DiffusionError> {
         // A missing option has diffusers' default, which is allowed; null is a value of its own.
         match self.map.get(option) {
             None => Ok(()),
@@ -91,7 +59,22 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn text(&self, option: &str, default: &'a str) -> Result<&'a str, DiffusionError> {
+    /// A missing option or one of `allowed`.
+    pub(crate) fn one_of(&self, option: &str, allowed: &[Value]) -> Result<(), DiffusionError> {
+        match self.map.get(option) {
+            Some(value) if !allowed.contains(value) => {
+                let allowed: Vec<_> = allowed.iter().map(Value::to_string).collect();
+                let reason = format!(
+                    "{value} is not supported, expected {}",
+                    allowed.join(" or ")
+                );
+                Err(self.error(option, &reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn text(&self, option: &str, default: &'a str) -> Result<&'a str, DiffusionError> {
         match self.get(option) {
             None => Ok(default),
             Some(value) => value
@@ -100,7 +83,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn flag(&self, option: &str, default: bool) -> Result<bool, DiffusionError> {
+    pub(crate) fn flag(&self, option: &str, default: bool) -> Result<bool, DiffusionError> {
         match self.get(option) {
             None => Ok(default),
             Some(value) => value
@@ -109,7 +92,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn number(&self, option: &str, default: f64) -> Result<f64, DiffusionError> {
+    pub(crate) fn number(&self, option: &str, default: f64) -> Result<f64, DiffusionError> {
         match self.get(option) {
             None => Ok(default),
             Some(value) => value
@@ -119,7 +102,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn count(&self, option: &str, default: usize) -> Result<usize, DiffusionError> {
+    pub(crate) fn count(&self, option: &str, default: usize) -> Result<usize, DiffusionError> {
         match self.get(option) {
             None => Ok(default),
             Some(value) => value
@@ -129,7 +112,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn size(
+    pub(crate) fn size(
         &self,
         option: &str,
         default: usize,
@@ -147,7 +130,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An option for which null is a value of its own; `default` stands for a missing key.
-    pub(super) fn optional_size(
+    pub(crate) fn optional_size(
         &self,
         option: &str,
         default: Option<usize>,
@@ -160,7 +143,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn sizes(
+    pub(crate) fn sizes(
         &self,
         option: &str,
         default: &[usize],
@@ -195,7 +178,26 @@ impl<'a> Reader<'a> {
             })
     }
 
-    pub(super) fn sample_size(&self) -> Result<(usize, usize), DiffusionError> {
+    /// A list with one entry a level, or one number for all `levels`.
+    pub(crate) fn sizes_or_one(
+        &self,
+        option: &str,
+        default: usize,
+        max: usize,
+        levels: usize,
+    ) -> Result<Vec<usize>, DiffusionError> {
+        if !self.get(option).is_some_and(Value::is_array) {
+            return Ok(vec![self.size(option, default, max)?; levels]);
+        }
+        let sizes = self.sizes(option, &[], max)?;
+        if sizes.len() == levels {
+            Ok(sizes)
+        } else {
+            Err(self.error(option, &format!("expected one number, or {levels}")))
+        }
+    }
+
+    pub(crate) fn sample_size(&self) -> Result<(usize, usize), DiffusionError> {
         let option = "sample_size";
         let refuse = || {
             self.error(
@@ -219,12 +221,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn blocks(
+    /// A list of block names, each of which must be one of `kinds`.
+    pub(crate) fn blocks<K>(
         &self,
         option: &str,
-        plain: &str,
-        attention: &str,
-    ) -> Result<Vec<BlockKind>, DiffusionError> {
+        kinds: &[(&str, K)],
+    ) -> Result<Vec<K>, DiffusionError>
+    where
+        K: Copy,
+    {
         let entries = self
             .get(option)
             .and_then(Value::as_array)
@@ -237,13 +242,18 @@ impl<'a> Reader<'a> {
             })?;
         entries
             .iter()
-            .map(|entry| match entry.as_str() {
-                Some(name) if name == plain => Ok(BlockKind::Plain),
-                Some(name) if name == attention => Ok(BlockKind::Attention),
-                _ => Err(self.error(
-                    option,
-                    &format!("block {entry} is not supported, expected {plain} or {attention}"),
-                )),
+            .map(|entry| {
+                let found = kinds.iter().find(|(name, _)| entry.as_str() == Some(*name));
+                found.map(|(_, kind)| *kind).ok_or_else(|| {
+                    let names: Vec<_> = kinds.iter().map(|(name, _)| *name).collect();
+                    self.error(
+                        option,
+                        &format!(
+                            "block {entry} is not supported, expected {}",
+                            names.join(" or ")
+                        ),
+                    )
+                })
             })
             .collect()
     }

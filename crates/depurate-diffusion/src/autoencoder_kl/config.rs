@@ -94,7 +94,7 @@ impl AutoencoderKlConfig {
             sample_size: read.size("sample_size", 32, 1 << 14)?,
             block_out_channels: channels,
         };
-        let divides = |channels: &usize| channels % config.norm_num_groups == 0;
+        let divides = |channels: &usize| channels.is_multiple_of(config.norm_num_groups);
         if !config.block_out_channels.iter().all(divides) {
             return Err(read.error("norm_num_groups", "does not divide block_out_channels"));
         }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use depurate_checkpoint::{SaveTensor, save_tensors};
 use sha2::{Digest, Sha256};
 
@@ -73,12 +73,7 @@ impl StateFile {
     }
 
     /// Reads the state, if there is one; every tensor must be there with the length that `like` has.
-    pub(crate) fn load(
-        &self,
-        run: &str,
-        like: &Flat,
-        device: &Device,
-    ) -> Result<Option<State>, AttackError> {
+    pub(crate) fn load(&self, run: &str, like: &Flat) -> Result<Option<State>, AttackError> {
         if !self.path.exists() {
             return Ok(None);
         }
@@ -95,7 +90,6 @@ impl StateFile {
             .get("step")
             .and_then(|step| step.parse().ok())
             .ok_or_else(|| self.incomplete("its step"))?;
-        let device = device.clone().inner();
         let part = |part: &str| -> Result<Flat, AttackError> {
             like.iter()
                 .map(|(name, tensor)| {
@@ -103,11 +97,8 @@ impl StateFile {
                     let (_, data) = found
                         .filter(|(_, data)| data.len() == tensor.dims()[0])
                         .ok_or_else(|| self.incomplete(name))?;
-                    let length = data.len();
-                    Ok((
-                        name.clone(),
-                        Tensor::from_data(TensorData::new(data, [length]), &device),
-                    ))
+                    let data = TensorData::new(data, tensor.dims());
+                    Ok((name.clone(), Tensor::from_data(data, &tensor.device())))
                 })
                 .collect()
         };

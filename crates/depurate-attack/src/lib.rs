@@ -7,6 +7,7 @@
 //! | train or fine-tune a benign model | [`train`] with [`Denoising`] |
 //! | put a BadDiffusion backdoor in a model | [`train`] with [`BadDiffusion`] |
 //! | see whether a backdoor works | [`attack_success`] |
+//! | train anything else, resumable | [`optimise`] |
 //!
 //! Nothing that detects may depend on this crate: what it makes is the secret that a detector has
 //! to find. Images are `[B, C, H, W]` in `[-1, 1]`; `t = T - 1` is almost pure noise.
@@ -31,6 +32,6 @@ pub use error::AttackError;
 pub use pattern::Pattern;
 pub use success::{AttackSuccess, Rates, SuccessParams, attack_success};
 pub use training::{
-    Denoising, Draw, Loss, Monitor, Objective, StepReport, Trained, TrainingPair, TrainingParams,
-    train,
+    AdamParams, Denoising, Draw, Loss, Monitor, Objective, Optimisation, Optimised, StepReport,
+    Trained, TrainingPair, TrainingParams, optimise, train,
 };

@@ -13,26 +13,23 @@
 //! One forward and one backward pass of the network a sample.
 
 mod draw;
+mod optimise;
 mod params;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{
-    Denoiser, NoTap, Pipeline, Prediction, noise::SeedTree, ops, schedule::NoiseSchedule,
+    Denoiser, NoTap, Pipeline, Prediction, noise::SeedTree, schedule::NoiseSchedule, unet2d::UNet2D,
 };
 use serde::{Deserialize, Serialize};
 
 pub use crate::optimizer::AdamParams;
-use crate::{
-    AttackError, Dataset,
-    checkpointing::{State, StateFile},
-    ema::Ema,
-    optimizer::AdamW,
-    parameters::{self, Flat},
-};
+use crate::{AttackError, Dataset, checkpointing::StateFile};
 pub use draw::Draw;
-use draw::{Order, draw};
+pub(crate) use draw::Order;
+use draw::draw;
+pub use optimise::{Optimisation, Optimised, optimise};
 pub use params::{Loss, TrainingParams};
 
 /// A batch as the network sees it.
@@ -138,125 +135,29 @@ pub fn train(
         });
     }
     let device = pipeline.device();
-    if !device.is_autodiff() {
-        return Err(AttackError::Params {
-            what: "device",
-            got: format!("{device:?}"),
-            allowed: "one with autodiff",
-        });
-    }
-    let run = run_description(pipeline, data, objective, params);
-    let mut unet = pipeline.unet().clone();
-    let mut values = parameters::values(&unet);
-    let mut ema = Ema::new(params.ema_decay, values.clone());
-    let mut optimizer = AdamW::new(params.adam);
-    let mut step = 0;
-    if let Some(State {
-        step: done,
-        values: stored,
-        ema: average,
-        first,
-        second,
-    }) = state
-        .map(|file| file.load(&run, &values, &device))
-        .transpose()?
-        .flatten()
-    {
-        step = done;
-        values = stored;
-        unet = parameters::replaced(unet, &values);
-        ema.values = average;
-        ema.updates = done;
-        optimizer.step = done;
-        (optimizer.first, optimizer.second) = (first, second);
-        tracing::info!(step, "resumed");
-    }
-    let save = |step: usize, values: &Flat, ema: &Ema, optimizer: &AdamW| match state {
-        Some(file) => file.save(
-            &run,
-            step,
-            values,
-            &ema.values,
-            &optimizer.first,
-            &optimizer.second,
-        ),
-        None => Ok(()),
-    };
-
     let seed = SeedTree::new(params.seed).child("training", 0);
     let mut order = Order::new(data.len(), seed.child("order", 0));
     let schedule = pipeline.schedule();
     let kind = pipeline.scheduler().prediction_type;
-    let (start, first_step) = (Instant::now(), step);
-    let mut losses = Vec::with_capacity(params.steps.saturating_sub(step).min(1 << 20));
-    while step < params.steps {
+    let mut loss_of = |unet: &UNet2D, step: usize| {
         let draw = draw(data, params, schedule, &mut order, &seed, step, &device)?;
         let t = draw.t.clone();
         let pair = objective.pair(schedule, draw)?;
         let value = unet.forward(pair.x_t.clone(), &t, &mut NoTap)?;
         let eps = Prediction { kind, value }.epsilon(pair.x_t, &t, schedule)?;
-        let loss = params.loss.of(eps, pair.target);
-        let loss_value = loss.clone().inner().into_scalar::<f32>();
-        if !loss_value.is_finite() {
-            return Err(AttackError::Diverged {
-                step,
-                loss: loss_value,
-            });
-        }
-        let gradients = parameters::gradients(&unet, loss.backward());
-        let grad_norm = global_norm(&gradients);
-        if !grad_norm.is_finite() {
-            return Err(AttackError::Diverged {
-                step,
-                loss: f32::NAN,
-            });
-        }
-        let scale = (params.max_grad_norm / grad_norm).min(1.0);
-        let learning_rate = params.learning_rate_at(step);
-        optimizer.update(&mut values, gradients, scale, learning_rate);
-        unet = parameters::replaced(unet, &values);
-        ema.update(&values);
-        losses.push(loss_value);
-        step += 1;
-
-        let samples = ((step - first_step) * params.batch) as f64;
-        let samples_per_second = samples / start.elapsed().as_secs_f64().max(1e-9);
-        monitor.step(&StepReport {
-            step,
-            steps: params.steps,
-            loss: loss_value,
-            grad_norm,
-            learning_rate,
-            samples_per_second,
-        });
-        if monitor.cancelled() && step < params.steps {
-            save(step, &values, &ema, &optimizer)?;
-            return Err(AttackError::Cancelled { step });
-        }
-        if step.is_multiple_of(params.checkpoint_every) || step == params.steps {
-            save(step, &values, &ema, &optimizer)?;
-        }
-    }
-    let elapsed = start.elapsed();
-    let samples = ((step - first_step) * params.batch) as f64;
+        Ok(params.loss.of(eps, pair.target))
+    };
+    let learning_rate = |step| params.learning_rate_at(step);
+    let run = run_description(pipeline, data, objective, params);
+    let how = params.optimisation(run, &learning_rate);
+    let unet = pipeline.unet().clone();
+    let done = optimise(unet, &how, state, monitor, &mut loss_of)?;
     Ok(Trained {
-        pipeline: pipeline.with_unet(parameters::replaced(unet, &ema.values)),
-        losses,
-        elapsed,
-        samples_per_second: samples / elapsed.as_secs_f64().max(1e-9),
+        pipeline: pipeline.with_unet(done.module),
+        losses: done.losses,
+        elapsed: done.elapsed,
+        samples_per_second: done.samples_per_second,
     })
-}
-
-/// The root of the sum of the squares of all gradients.
-fn global_norm(gradients: &Flat) -> f64 {
-    let squares: Vec<Tensor<1>> = gradients
-        .values()
-        .map(|gradient| ops::sum_of_squares(gradient.clone()))
-        .collect();
-    if squares.is_empty() {
-        return 0.0;
-    }
-    f64::from(Tensor::cat(squares, 0).sum().into_scalar::<f32>()).sqrt()
 }
 
 /// Everything that decides how a run goes, but the data's content.

@@ -65,8 +65,8 @@ pub(super) fn draw(
     })
 }
 
-/// The order of the images: one permutation an epoch.
-pub(super) struct Order {
+/// The order of images or captions: one permutation an epoch.
+pub(crate) struct Order {
     seed: SeedTree,
     count: usize,
     epoch: Option<usize>,
@@ -74,7 +74,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub(super) fn new(count: usize, seed: SeedTree) -> Self {
+    pub(crate) fn new(count: usize, seed: SeedTree) -> Self {
         Self {
             seed,
             count,
@@ -83,7 +83,8 @@ impl Order {
         }
     }
 
-    fn batch(&mut self, step: usize, batch: usize) -> Vec<usize> {
+    /// Indices of the step `step`'s batch.
+    pub(crate) fn batch(&mut self, step: usize, batch: usize) -> Vec<usize> {
         (step * batch..(step + 1) * batch)
             .map(|position| self.at(position))
             .collect()

@@ -119,19 +119,7 @@ impl TrainingParams {
         if !share(self.ema_decay) {
             return refuse("EMA decay", self.ema_decay.to_string(), "0 to below 1");
         }
-        let AdamParams {
-            beta_1,
-            beta_2,
-            epsilon,
-            weight_decay,
-        } = self.adam;
-        if !(share(beta_1) && share(beta_2) && positive(epsilon) && weight_decay >= 0.0) {
-            return refuse(
-                "Adam constants",
-                format!("{:?}", self.adam),
-                "betas in 0 to below 1, epsilon above 0, decay 0 or more",
-            );
-        }
+        self.adam.check()?;
         if self.checkpoint_every == 0 {
             return refuse("steps between checkpoints", "0".into(), "1 or more");
         }

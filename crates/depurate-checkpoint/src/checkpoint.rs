@@ -9,6 +9,9 @@ use crate::{CheckpointError, Component, Limits, PipelineIndex, Result, Weights, 
 /// Start of the file names of a diffusers model's weights.
 pub const UNET_STEM: &str = "diffusion_pytorch_model";
 
+/// Start of the file names of the weights of a model of transformers, such as a text encoder.
+pub const TRANSFORMERS_STEM: &str = "model";
+
 /// What a directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckpointKind {
@@ -148,6 +151,56 @@ impl Checkpoint {
 
     fn config_class(&self) -> Option<&str> {
         self.unet_config.get("_class_name").and_then(Value::as_str)
+    }
+
+    /// The component of a pipeline that is called `name`.
+    ///
+    /// # Errors
+    /// The pipeline names no such component, or this is a UNet alone.
+    pub fn component(&self, name: &'static str) -> Result<&Component> {
+        let components = match &self.kind {
+            CheckpointKind::Pipeline { components, .. } => components.as_slice(),
+            CheckpointKind::BareUnet => &[],
+        };
+        let found = components.iter().find(|c| c.name == name);
+        found.ok_or_else(|| CheckpointError::NoComponent {
+            path: self.root.clone(),
+            component: name,
+        })
+    }
+
+    /// The directory of the component called `name`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::component`].
+    pub fn component_dir(&self, name: &'static str) -> Result<PathBuf> {
+        self.component(name)
+            .map(|component| self.root.join(&component.name))
+    }
+
+    /// Reads the `config.json` of the component called `name`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::component`] and [`read_json`].
+    pub fn component_config(
+        &self,
+        name: &'static str,
+        limits: &Limits,
+    ) -> Result<Map<String, Value>> {
+        read_json(&self.component_dir(name)?.join("config.json"), limits)
+    }
+
+    /// Opens the weights of the component called `name`; `stem` is the start of their files' names.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::component`] and [`Weights::open_dir`].
+    pub fn component_weights(
+        &self,
+        name: &'static str,
+        stem: &str,
+        limits: &Limits,
+    ) -> Result<Weights> {
+        Weights::open_dir(&self.component_dir(name)?, stem, None, limits)
     }
 
     /// Opens the UNet's weights.

@@ -62,6 +62,14 @@ pub enum CheckpointError {
         /// `_class_name` of the pipeline.
         class_name: String,
     },
+    /// A pipeline without a component that it needs.
+    #[error("{} has no component `{component}`: complete model_index.json, or take the whole pipeline", path.display())]
+    NoComponent {
+        /// The directory.
+        path: PathBuf,
+        /// The component.
+        component: &'static str,
+    },
     /// Only pickles hold the weights.
     #[error("{} holds its weights only as pickle ({}): pickle files can run code when they are loaded; convert to safetensors", path.display(), names(files))]
     Pickle {

@@ -2,6 +2,7 @@
 //!
 //! Which of two equal keys counts depends on the reader, so a file could show us one configuration and its user another.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Read as _;
 use std::path::Path;
@@ -20,13 +21,45 @@ const MAX_VALUES: usize = 1_000_000;
 /// # Errors
 /// The file is missing, not a regular file, too long, not JSON, holds a key twice, or is not an object.
 pub fn read_json(path: &Path, limits: &Limits) -> Result<Map<String, Value>> {
-    let file = open_regular(path, limits.json_bytes, "JSON file", "json_bytes")?;
+    parse_json(path, &read_bounded(path, "JSON file", limits)?, limits)
+}
+
+/// Reads a text file, such as a tokenizer's `merges.txt`, of at most `limits.json_bytes`.
+///
+/// # Errors
+/// The file is missing, not a regular file, too long, or not UTF-8.
+pub fn read_text(path: &Path, limits: &Limits) -> Result<String> {
+    let what = "text file";
+    let bytes = read_bounded(path, what, limits)?;
+    let got = bytes.len() as u64;
+    if got > limits.json_bytes {
+        return Err(too_large(path, what, got, limits));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let invalid = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        CheckpointError::io("read", path, invalid)
+    })
+}
+
+/// The file's bytes, cut one after the limit.
+fn read_bounded(path: &Path, what: &'static str, limits: &Limits) -> Result<Vec<u8>> {
+    let file = open_regular(path, limits.json_bytes, what, "json_bytes")?;
     let mut bytes = Vec::new();
     // The file may have grown since its length was looked at.
     file.take(limits.json_bytes.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|e| CheckpointError::io("read", path, e))?;
-    parse_json(path, &bytes, limits)
+    Ok(bytes)
+}
+
+fn too_large(path: &Path, what: &'static str, got: u64, limits: &Limits) -> CheckpointError {
+    CheckpointError::TooLarge {
+        path: path.into(),
+        what,
+        got,
+        limit: limits.json_bytes,
+        option: "json_bytes",
+    }
 }
 
 /// Parses a JSON object; `path` is only named in errors.
@@ -36,20 +69,15 @@ pub fn read_json(path: &Path, limits: &Limits) -> Result<Map<String, Value>> {
 pub fn parse_json(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Map<String, Value>> {
     let got = bytes.len() as u64;
     if got > limits.json_bytes {
-        return Err(CheckpointError::TooLarge {
-            path: path.into(),
-            what: "JSON file",
-            got,
-            limit: limits.json_bytes,
-            option: "json_bytes",
-        });
+        return Err(too_large(path, "JSON file", got, limits));
     }
     let json_error = |source| CheckpointError::Json {
         path: path.into(),
         source,
     };
     let mut values_left = MAX_VALUES;
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let bytes = with_quoted_constants(bytes);
+    let mut deserializer = serde_json::Deserializer::from_slice(&bytes);
     let value = Strict {
         values_left: &mut values_left,
     }
@@ -64,6 +92,34 @@ pub fn parse_json(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Map<Stri
             expected: "an object",
         }),
     }
+}
+
+/// Python writes numbers that JSON does not have as bare words, and diffusers' DPM-Solver has one among its defaults: they become
+/// strings of the same letters.
+fn with_quoted_constants(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    if !bytes.windows(3).any(|w| w == b"Inf" || w == b"NaN") {
+        return Cow::Borrowed(bytes);
+    }
+    let (mut quoted, mut at, mut in_string) = (Vec::with_capacity(bytes.len()), 0, false);
+    while let Some(&byte) = bytes.get(at) {
+        let rest = &bytes[at..];
+        let word = WORDS
+            .iter()
+            .find(|word| !in_string && rest.starts_with(word));
+        if let Some(word) = word {
+            quoted.push(b'"');
+            quoted.extend_from_slice(word);
+            quoted.push(b'"');
+            at += word.len();
+            continue;
+        }
+        let taken = if in_string && byte == b'\\' { 2 } else { 1 };
+        in_string ^= byte == b'"';
+        quoted.extend_from_slice(&rest[..taken.min(rest.len())]);
+        at += taken;
+    }
+    Cow::Owned(quoted)
 }
 
 /// Builds a [`Value`] and counts.
@@ -145,5 +201,25 @@ impl<'de> Visitor<'de> for Strict<'_> {
             map.insert(key, value);
         }
         Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_only_python_knows_are_strings() {
+        let text = br#"{"a": -Infinity, "b\"Infinity": [NaN, "NaN \\"], "c": Infinity}"#;
+        let map = parse_json(Path::new("x"), text, &Limits::default());
+        let expected = r#"{"a":"-Infinity","b\"Infinity":["NaN","NaN \\"],"c":"Infinity"}"#;
+        assert_eq!(
+            map.ok().map(|m| Value::Object(m).to_string()).as_deref(),
+            Some(expected)
+        );
+        for bad in [r#"{"a": 1Infinity}"#, r#"{"a": Inf}"#, r#"{Infinity: 1 "#] {
+            let parsed = parse_json(Path::new("x"), bad.as_bytes(), &Limits::default());
+            assert!(parsed.is_err(), "{bad}");
+        }
     }
 }

@@ -39,17 +39,17 @@ mod weights;
 
 pub use apply::{ApplyReport, plan, rename_deprecated_attention};
 pub use atomic::write_atomic;
-pub use checkpoint::{Checkpoint, CheckpointKind, UNET_STEM};
+pub use checkpoint::{Checkpoint, CheckpointKind, TRANSFORMERS_STEM, UNET_STEM};
 pub use dtype::Dtype;
 pub use error::{CheckpointError, Result};
 pub use hash::{HashCache, sha256_file};
 pub use inspect::{
     ComponentInspection, FileInspection, Inspection, TensorAnomaly, WeightsInspection, inspect,
 };
-pub use json::{parse_json, read_json};
+pub use json::{parse_json, read_json, read_text};
 pub use limits::Limits;
 pub use pipeline_index::{Component, PipelineIndex};
-pub use save::{SaveDtype, SaveTensor, save_pipeline, save_tensors};
+pub use save::{SaveComponent, SaveDtype, SaveTensor, save_pipeline, save_tensors};
 pub use shard_index::ShardIndex;
 pub use stray_files::{StrayFile, StrayFiles};
 pub use tensor_stats::{AnomalyKind, OUTLIER_Z, TensorStats};

@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use depurate_checkpoint::{
-    Checkpoint, CheckpointError, Dtype, Limits, Result, SaveDtype, SaveTensor, Weights,
-    save_pipeline, save_tensors, write_atomic,
+    Checkpoint, CheckpointError, Dtype, Limits, Result, SaveComponent, SaveDtype, SaveTensor,
+    UNET_STEM, Weights, save_pipeline, save_tensors, write_atomic,
 };
 use serde_json::{Value, json};
 
@@ -39,7 +39,13 @@ fn model_index() -> Value {
 fn save(dir: &Path, tensors: &[SaveTensor], dtype: SaveDtype) -> Result<()> {
     let unet = json!({ "_class_name": "UNet2DModel", "in_channels": 2 });
     let scheduler = json!({ "_class_name": "DDPMScheduler", "num_train_timesteps": 1000 });
-    save_pipeline(dir, &model_index(), &unet, &scheduler, tensors, dtype)
+    let components = [
+        SaveComponent::new("unet")
+            .json("config.json", &unet)
+            .weights(UNET_STEM, || tensors.to_vec()),
+        SaveComponent::new("scheduler").json("scheduler_config.json", &scheduler),
+    ];
+    save_pipeline(dir, &model_index(), &components, dtype)
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -138,6 +144,22 @@ fn an_existing_directory_is_not_touched() {
     let error = save(&dir, &tensors(), SaveDtype::F32).unwrap_err();
     assert!(matches!(error, CheckpointError::Exists { .. }), "{error}");
     assert!(names(&dir).is_empty());
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_refused() {
+    let at = tempfile::tempdir().unwrap();
+    let dir = at.path().join("model");
+    for bad in ["..", "a/b", "/etc", ""] {
+        for components in [
+            [SaveComponent::new(bad)],
+            [SaveComponent::new("tokenizer").file(bad, vec![])],
+        ] {
+            let saved = save_pipeline(&dir, &model_index(), &components, SaveDtype::F32);
+            assert!(saved.is_err(), "{bad:?}");
+            assert!(names(at.path()).is_empty(), "{bad:?}");
+        }
+    }
 }
 
 #[test]

@@ -73,6 +73,27 @@ pub trait Denoiser {
         tap: &mut dyn Tap,
     ) -> Result<Prediction, DiffusionError>;
 
+    /// As [`Denoiser::predict`] for all samples at one `time`, which may lie between training timesteps: some samplers ask for
+    /// such times.
+    ///
+    /// # Errors
+    /// As [`Denoiser::predict`], and when the network does not take times between timesteps.
+    fn predict_at(
+        &self,
+        x_t: Tensor<4>,
+        time: f64,
+        tap: &mut dyn Tap,
+    ) -> Result<Prediction, DiffusionError> {
+        if time >= 0.0 && time.fract() == 0.0 {
+            return self.predict(x_t, &[time as usize], tap);
+        }
+        Err(DiffusionError::Argument {
+            what: "time",
+            got: time.to_string(),
+            allowed: "whole timesteps, for this denoiser; use another sampler".into(),
+        })
+    }
+
     /// The noise `eps: [B, C, H, W]` that the network sees in `x_t`, whatever its parameterisation.
     ///
     /// # Errors

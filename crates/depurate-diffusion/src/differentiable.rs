@@ -17,7 +17,7 @@ use crate::{
     Denoiser, DiffusionError, NoTap,
     noise::NoNoise,
     parameterisation::check_same_shape,
-    sampler::{Sampler, check_finite},
+    sampler::{Past, Sampler, advance, scaled},
 };
 
 /// A differentiated sampling run. No tensor carries a graph.
@@ -38,7 +38,7 @@ pub struct SampledGradient {
 /// `loss` receives the sample, attached to a graph, and returns a scalar `[1]`.
 ///
 /// # Errors
-/// When the sampler is stochastic, shapes do not fit or the network's output is not finite.
+/// When the sampler is stochastic or multistep, shapes do not fit or the network's output is not finite.
 pub fn sample_gradient(
     denoiser: &dyn Denoiser,
     sampler: &dyn Sampler,
@@ -60,18 +60,25 @@ pub fn sample_gradient_with(
     loss: impl FnOnce(Tensor<4>) -> Result<Tensor<1>, DiffusionError>,
     visit: &mut dyn FnMut(&Gradients),
 ) -> Result<SampledGradient, DiffusionError> {
-    let advance = |index: usize, t: usize, x: Tensor<4>| -> Result<Tensor<4>, DiffusionError> {
-        let prediction = denoiser.predict(x.clone(), &[t], &mut NoTap)?;
-        check_finite(&prediction, t)?;
-        sampler.step(prediction, index, x, &mut NoNoise)
+    if sampler.is_multistep() {
+        return Err(DiffusionError::Argument {
+            what: "sampler to differentiate",
+            got: "a multistep one".into(),
+            allowed: "one whose steps depend on the sample alone, such as DDIM".into(),
+        });
+    }
+    let advance = |index: usize, x: Tensor<4>| -> Result<Tensor<4>, DiffusionError> {
+        let (past, noise, tap) = (&mut Past::default(), &mut NoNoise, &mut NoTap);
+        advance(denoiser, sampler, index, x, past, noise, tap)
     };
 
     // forwards, keeping the samples only; `inner` drops whatever graph the network's parameters may have started
-    let mut x = x_t.inner();
-    let mut visited = Vec::with_capacity(sampler.timesteps().len());
-    for (index, &t) in sampler.timesteps().iter().enumerate() {
+    let n_steps = sampler.timesteps().len();
+    let mut x = scaled(sampler, x_t.inner());
+    let mut visited = Vec::with_capacity(n_steps);
+    for index in 0..n_steps {
         visited.push(x.clone());
-        x = advance(index, t, x)?.inner();
+        x = advance(index, x)?.inner();
     }
 
     let leaf = x.clone().autodiff().require_grad();
@@ -86,10 +93,10 @@ pub fn sample_gradient_with(
     let grad_x_0 = gradient(&objective, &leaf, &mut |_| {});
 
     let mut grad = grad_x_0.clone();
-    for (index, &t) in sampler.timesteps().iter().enumerate().rev() {
+    for index in (0..n_steps).rev() {
         let Some(x) = visited.pop() else { break };
         let leaf = x.autodiff().require_grad();
-        let next = advance(index, t, leaf.clone())?;
+        let next = advance(index, leaf.clone())?;
         check_same_shape("sampler step", &next, &leaf)?;
         grad = gradient(&(next * grad).sum(), &leaf, visit);
     }
@@ -97,7 +104,7 @@ pub fn sample_gradient_with(
         x_0: x,
         loss: value,
         grad_x_0,
-        grad_x_t: grad,
+        grad_x_t: scaled(sampler, grad),
     })
 }
 

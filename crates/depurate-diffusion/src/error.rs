@@ -29,11 +29,31 @@ pub enum DiffusionError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A text-to-image pipeline, which this version cannot run.
-    #[error("{} is a text-to-image pipeline, which is not supported yet: only unconditional UNet2DModel pipelines are", path.display())]
+    /// A text-to-image pipeline, where a model without a prompt is wanted.
+    #[error("{} is a text-to-image pipeline: this needs an unconditional UNet2DModel pipeline", path.display())]
     TextConditional {
         /// The pipeline's directory.
         path: PathBuf,
+    },
+    /// A model that takes no prompt, where a text-to-image pipeline is wanted.
+    #[error("{} is no text-to-image pipeline: it has no text encoder", path.display())]
+    Unconditional {
+        /// The model's directory.
+        path: PathBuf,
+    },
+    /// Parts of a text-to-image pipeline that do not fit each other.
+    #[error(
+        "the parts of the pipeline do not fit together: {left} is {got}, {right} is {expected}; take both from one model"
+    )]
+    Parts {
+        /// A property of one part.
+        left: &'static str,
+        /// Its value.
+        got: usize,
+        /// The property of another part that it must agree with.
+        right: &'static str,
+        /// Its value.
+        expected: usize,
     },
     /// A tensor argument has the wrong shape.
     #[error("{what} has shape {got:?}, expected {expected}")]

@@ -25,6 +25,7 @@ pub mod pipeline;
 pub mod sampler;
 pub mod schedule;
 pub mod tap;
+pub mod text_to_image;
 mod time_embedding;
 pub mod trigger;
 pub mod unet2d;
@@ -34,6 +35,7 @@ pub use denoiser::{Denoiser, Parameterisation, Prediction, SampleShape};
 pub use error::DiffusionError;
 pub use pipeline::Pipeline;
 pub use tap::{AttentionKind, AttentionSite, NoTap, Site, Stage, Tap};
+pub use text_to_image::TextToImage;
 
 /// The framework's device, chosen at run time.
 pub use burn::tensor::Device;

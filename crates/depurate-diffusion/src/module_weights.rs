@@ -1,9 +1,6 @@
 //! Parameters by their diffusers names: listing, loading, collecting.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -49,20 +46,18 @@ pub(crate) fn load<M: Module>(
     report.unexpected.retain(|name| !ignored(name));
     let report = report.into_result(path)?;
     weights.check_finite()?;
-    let mut values = HashMap::with_capacity(expected.len());
-    for (name, _) in &expected {
-        let stored = report.source(name).unwrap_or(name);
-        values.insert(name.clone(), weights.read_f32(stored)?);
-    }
-    Ok(with_values(module, values))
-}
-
-/// Replaces the parameters that `values` names; the lengths must be those of [`parameters`].
-pub(crate) fn with_values<M: Module>(module: M, values: HashMap<String, Vec<f32>>) -> M {
-    module.map(&mut Replacement {
+    let mut failure = None;
+    let module = module.map(&mut Replacement {
         path: PathStack::default(),
-        values,
-    })
+        value: |name: &str| {
+            let read = weights.read_f32(report.source(name).unwrap_or(name));
+            read.map_err(|error| failure.get_or_insert(error)).ok()
+        },
+    });
+    match failure {
+        None => Ok(module),
+        Some(error) => Err(error.into()),
+    }
 }
 
 /// Every parameter's values under its checkpoint name.
@@ -147,12 +142,13 @@ impl ModuleVisitor for Collection {
     }
 }
 
-struct Replacement {
+/// Asks for the values of one parameter after the other, so that those of all are never in memory twice.
+struct Replacement<F> {
     path: PathStack,
-    values: HashMap<String, Vec<f32>>,
+    value: F,
 }
 
-impl ModuleMapper for Replacement {
+impl<F: FnMut(&str) -> Option<Vec<f32>>> ModuleMapper for Replacement<F> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         self.path.enter(name, container_type);
     }
@@ -160,7 +156,7 @@ impl ModuleMapper for Replacement {
         self.path.exit();
     }
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(values) = self.values.remove(&self.path.name()) else {
+        let Some(values) = (self.value)(&self.path.name()) else {
             return param;
         };
         let shape = param.lazy_shape();

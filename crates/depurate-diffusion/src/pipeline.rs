@@ -6,7 +6,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor},
 };
-use depurate_checkpoint::{Checkpoint, Limits, SaveDtype, save_pipeline};
+use depurate_checkpoint::{Checkpoint, Limits, SaveComponent, SaveDtype, UNET_STEM, save_pipeline};
 use serde_json::json;
 
 use crate::{
@@ -110,14 +110,14 @@ impl Pipeline {
             "scheduler": ["diffusers", self.scheduler.class],
             "unet": ["diffusers", "UNet2DModel"],
         });
-        save_pipeline(
-            dir,
-            &index,
-            &self.config.to_json(),
-            &self.scheduler.to_json().into(),
-            &self.unet.to_tensors(),
-            dtype,
-        )?;
+        let components = [
+            SaveComponent::new("unet")
+                .json("config.json", &self.config.to_json())
+                .weights(UNET_STEM, || self.unet.to_tensors()),
+            SaveComponent::new("scheduler")
+                .json("scheduler_config.json", &self.scheduler.to_json().into()),
+        ];
+        save_pipeline(dir, &index, &components, dtype)?;
         Ok(())
     }
 
@@ -191,6 +191,20 @@ impl Denoiser for Pipeline {
     ) -> Result<Prediction, DiffusionError> {
         self.schedule.check_timesteps(t)?;
         let value = self.unet.forward(x_t, t, tap)?;
+        Ok(Prediction {
+            kind: self.parameterisation(),
+            value,
+        })
+    }
+
+    fn predict_at(
+        &self,
+        x_t: Tensor<4>,
+        time: f64,
+        tap: &mut dyn Tap,
+    ) -> Result<Prediction, DiffusionError> {
+        self.schedule.check_time(time)?;
+        let value = self.unet.forward_at(x_t, &[time], tap)?;
         Ok(Prediction {
             kind: self.parameterisation(),
             value,

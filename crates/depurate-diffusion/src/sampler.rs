@@ -1,32 +1,72 @@
 //! Samplers: from noise `x_T` to a sample, one network call per step.
 //!
+//! [`from_config`] gives the sampler that a checkpoint names. [`sample`] makes a whole run; a [`Chain`] makes it step by step, for
+//! callers who look at the network with a [`Tap`] or stop early.
+//!
 //! A backdoor is bound to a family of samplers (see [`crate::trigger`]), and clipping can disarm it; so the
 //! sampler, its steps and its clipping are always chosen by the caller and recorded in [`SamplerSettings`].
 
+mod chain;
 pub mod ddim;
 pub mod ddpm;
+pub mod dpm_solver;
+pub mod euler;
+pub mod pndm;
+mod sigmas;
 pub mod trojdiff;
 
-use std::ops::ControlFlow;
-
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+pub use chain::{Chain, Past, Progress, never_stop, sample};
+pub(crate) use chain::{advance, scaled};
 pub use ddim::Ddim;
 pub use ddpm::Ddpm;
+pub use dpm_solver::DpmSolver;
+pub use euler::Euler;
+pub use pndm::Pndm;
 pub use trojdiff::{TrojDiff, TrojDiffForm};
 
 use crate::{
-    Denoiser, DiffusionError, NoTap, Prediction, noise::NoiseSource, schedule::VarianceType,
+    DiffusionError, Prediction,
+    noise::NoiseSource,
+    schedule::{SchedulerClass, SchedulerConfig, VarianceType},
 };
 
 /// One way from noise to a sample. Steps are counted from 0, the noisiest.
 pub trait Sampler {
-    /// The training timesteps visited, from noisy (`t` near `T - 1`) to clean.
+    /// The training timesteps visited, from noisy (`t` near `T - 1`) to clean: one a step, which is one a network call. Where
+    /// [`Sampler::time`] lies between two, the nearer one.
     fn timesteps(&self) -> &[usize];
 
     /// What this sampler is, for a report.
     fn settings(&self) -> SamplerSettings;
+
+    /// The time that the network is told at a step, in training timesteps.
+    ///
+    /// # Errors
+    /// When there is no such step.
+    fn time(&self, step_index: usize) -> Result<f64, DiffusionError> {
+        step_at(self.timesteps(), step_index).map(|t| *t as f64)
+    }
+
+    /// What standard normal noise is multiplied by to start a run.
+    fn initial_scale(&self) -> f64 {
+        1.0
+    }
+
+    /// The network's input `[B, C, H, W]` for `x_t: [B, C, H, W]` in the sampler's own scale.
+    ///
+    /// # Errors
+    /// When there is no such step.
+    fn scale_input(&self, _step_index: usize, x_t: Tensor<4>) -> Result<Tensor<4>, DiffusionError> {
+        Ok(x_t)
+    }
+
+    /// Whether a step uses answers from steps before it.
+    fn is_multistep(&self) -> bool {
+        false
+    }
 
     /// The clean sample `[B, C, H, W]` that step `step_index` works with: predicted, then clipped.
     ///
@@ -39,15 +79,17 @@ pub trait Sampler {
         x_t: &Tensor<4>,
     ) -> Result<Tensor<4>, DiffusionError>;
 
-    /// One step: the sample `[B, C, H, W]` at the next, cleaner timestep.
+    /// One step: the sample `[B, C, H, W]` at the next, cleaner timestep. `past` is that of the run, and the steps of a run
+    /// are made in order.
     ///
     /// # Errors
-    /// When shapes do not fit, there is no such step, or the noise source gives out.
+    /// When shapes do not fit, there is no such step, a step before it is missing, or the noise source gives out.
     fn step(
         &self,
         prediction: Prediction,
         step_index: usize,
         x_t: Tensor<4>,
+        past: &mut Past,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor<4>, DiffusionError>;
 }
@@ -147,6 +189,33 @@ pub enum SamplerSettings {
         /// Whether the noise is recomputed from the clipped sample.
         use_clipped_model_output: bool,
     },
+    /// [`Pndm`].
+    Pndm {
+        /// Steps; with the timesteps visited.
+        steps: Steps,
+        /// Whether it starts with Runge-Kutta steps.
+        runge_kutta: bool,
+    },
+    /// [`Euler`].
+    Euler {
+        /// Timesteps visited.
+        steps: Steps,
+        /// Whether noise is added at every step.
+        ancestral: bool,
+        /// Whether levels are spaced as Karras et al. do.
+        karras: bool,
+    },
+    /// [`DpmSolver`].
+    DpmSolver {
+        /// Timesteps visited.
+        steps: Steps,
+        /// Its order.
+        order: usize,
+        /// Whether the SDE is solved.
+        stochastic: bool,
+        /// Whether levels are spaced as Karras et al. do.
+        karras: bool,
+    },
     /// [`TrojDiff`]; the trigger itself is not recorded.
     TrojDiff {
         /// Timesteps visited.
@@ -156,66 +225,23 @@ pub enum SamplerSettings {
     },
 }
 
-/// Where a run is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Steps done.
-    pub done: usize,
-    /// Steps in all.
-    pub total: usize,
-    /// Training timestep of the last step done.
-    pub t: usize,
-}
-
-/// Runs `sampler` from `x_t: [B, C, H, W]` (at the first of its timesteps) to a sample `[B, C, H, W]`.
-///
-/// `after_step` is called after every step with the new `x_t`; returning `Break` stops the run.
+/// The sampler that a checkpoint names, with its own options and `n_steps` steps (PNDM makes more calls than steps). DDIM is
+/// deterministic.
 ///
 /// # Errors
-/// [`DiffusionError::Cancelled`] after `Break`, [`DiffusionError::NotFinite`] when the network's output is
-/// not finite, and whatever the network or the sampler refuses.
-pub fn sample(
-    denoiser: &dyn Denoiser,
-    sampler: &dyn Sampler,
-    x_t: Tensor<4>,
-    noise: &mut dyn NoiseSource,
-    after_step: &mut dyn FnMut(Progress, &Tensor<4>) -> ControlFlow<()>,
-) -> Result<Tensor<4>, DiffusionError> {
-    let total = sampler.timesteps().len();
-    let mut x_t = x_t;
-    for (index, &t) in sampler.timesteps().iter().enumerate() {
-        let prediction = denoiser.predict(x_t.clone(), &[t], &mut NoTap)?;
-        check_finite(&prediction, t)?;
-        x_t = sampler.step(prediction, index, x_t, noise)?;
-        if after_step(
-            Progress {
-                done: index + 1,
-                total,
-                t,
-            },
-            &x_t,
-        )
-        .is_break()
-        {
-            return Err(DiffusionError::Cancelled);
-        }
-    }
-    Ok(x_t)
-}
-
-/// The callback of [`sample`] that never stops a run.
-pub fn never_stop(_progress: Progress, _x_t: &Tensor<4>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-pub(crate) fn check_finite(prediction: &Prediction, t: usize) -> Result<(), DiffusionError> {
-    let largest: TensorData = prediction.value.clone().detach().abs().sum().into_data();
-    // a sum keeps any NaN or infinity
-    if largest.iter::<f32>().all(f32::is_finite) {
-        Ok(())
-    } else {
-        Err(DiffusionError::NotFinite { t })
-    }
+/// When the number of steps or the options are out of range.
+pub fn from_config(
+    config: &SchedulerConfig,
+    n_steps: usize,
+) -> Result<Box<dyn Sampler>, DiffusionError> {
+    Ok(match config.class {
+        SchedulerClass::Ddpm => Box::new(Ddpm::from_config(config, n_steps, config.clip())?),
+        SchedulerClass::Ddim => Box::new(Ddim::from_config(config, n_steps, 0.0, config.clip())?),
+        SchedulerClass::Pndm => Box::new(Pndm::from_config(config, n_steps)?),
+        SchedulerClass::Euler => Box::new(Euler::from_config(config, n_steps)?),
+        SchedulerClass::EulerAncestral => Box::new(Euler::ancestral(config, n_steps)?),
+        SchedulerClass::DpmSolver => Box::new(DpmSolver::from_config(config, n_steps)?),
+    })
 }
 
 /// The record of a step, or the error for a step that does not exist.

@@ -25,7 +25,10 @@
 
 mod config;
 
-pub use config::{BetaSchedule, SchedulerClass, SchedulerConfig, TimestepSpacing, VarianceType};
+pub use config::{
+    BetaSchedule, DpmAlgorithm, FinalSigma, SchedulerClass, SchedulerConfig, SolverOptions,
+    SolverType, TimestepSpacing, VarianceType,
+};
 
 use crate::DiffusionError;
 
@@ -251,6 +254,22 @@ impl NoiseSchedule {
                 allowed: format!("0 ..= {}", self.len() - 1),
             }),
         }
+    }
+
+    /// Checks a time between timesteps.
+    ///
+    /// # Errors
+    /// When it is not from 0 to `T - 1`.
+    pub fn check_time(&self, time: f64) -> Result<(), DiffusionError> {
+        let last = self.len() - 1;
+        if (0.0..=last as f64).contains(&time) {
+            return Ok(());
+        }
+        Err(DiffusionError::Argument {
+            what: "time",
+            got: time.to_string(),
+            allowed: format!("0 to {last}"),
+        })
     }
 
     fn checked(self) -> Result<Self, DiffusionError> {

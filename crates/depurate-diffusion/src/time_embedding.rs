@@ -11,6 +11,7 @@ use burn::{
 };
 
 use crate::{
+    DiffusionError,
     layers::{Init, Linear},
     ops::{self, Activation},
 };
@@ -44,6 +45,24 @@ impl Sinusoid {
             }
         }
         Tensor::from_data(TensorData::new(values, [numbers.len(), self.width]), device)
+    }
+}
+
+/// Training timesteps as times.
+pub(crate) fn as_times(t: &[usize]) -> Vec<f64> {
+    t.iter().map(|t| *t as f64).collect()
+}
+
+/// One time for each of `batch` samples, from as many or from one for all.
+pub(crate) fn one_each(times: &[f64], batch: usize) -> Result<Vec<f64>, DiffusionError> {
+    match times {
+        [one] => Ok(vec![*one; batch]),
+        each if each.len() == batch => Ok(each.to_vec()),
+        _ => Err(DiffusionError::Shape {
+            what: "t",
+            expected: format!("[1] or [{batch}]"),
+            got: vec![times.len()],
+        }),
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
     module_weights::{self, ParameterInfo},
     noise::SeedTree,
     ops::{self, Activation, Stride},
-    time_embedding::{Sinusoid, TimeEmbedding},
+    time_embedding::{Sinusoid, TimeEmbedding, as_times, one_each},
 };
 use blocks::{DownBlock, MidBlock, UpBlock};
 
@@ -114,6 +114,19 @@ impl UNet2D {
         t: &[usize],
         tap: &mut dyn Tap,
     ) -> Result<Tensor<4>, DiffusionError> {
+        self.forward_at(x_t, &as_times(t), tap)
+    }
+
+    /// As [`UNet2D::forward`], at `times` that may lie between training timesteps.
+    ///
+    /// # Errors
+    /// As [`UNet2D::forward`].
+    pub fn forward_at(
+        &self,
+        x_t: Tensor<4>,
+        times: &[f64],
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let [batch, channels, height, width] = x_t.dims();
         let divisor = 1 << (self.down_blocks.len() - 1);
         if channels != self.channels_in
@@ -135,7 +148,8 @@ impl UNet2D {
                 tap.observe(Site(name), value);
             }
         };
-        let time = self.time(t, batch, &x_t.device())?;
+        let time = self.embedded(times, batch, &x_t.device())?;
+        let time = ops::activation(time, Activation::Silu);
         let x = if self.center_input {
             x_t * 2.0 - 1.0
         } else {
@@ -157,17 +171,6 @@ impl UNet2D {
         Ok(self.conv_out.forward_normed(&self.conv_norm_out, x, None))
     }
 
-    /// The time embedding `[B, width]`, activated as every residual block takes it.
-    fn time(
-        &self,
-        t: &[usize],
-        batch: usize,
-        device: &Device,
-    ) -> Result<Tensor<2>, DiffusionError> {
-        let time = self.time_embedding(t, batch, device)?;
-        Ok(ops::activation(time, Activation::Silu))
-    }
-
     /// The time embedding `[B, width]` before the residual blocks' activation.
     ///
     /// # Errors
@@ -178,16 +181,16 @@ impl UNet2D {
         batch: usize,
         device: &Device,
     ) -> Result<Tensor<2>, DiffusionError> {
-        if t.len() != 1 && t.len() != batch {
-            return Err(DiffusionError::Shape {
-                what: "t",
-                expected: format!("[1] or [{batch}]"),
-                got: vec![t.len()],
-            });
-        }
-        let steps: Vec<f64> = (0..batch)
-            .map(|i| t[if t.len() == 1 { 0 } else { i }] as f64)
-            .collect();
+        self.embedded(&as_times(t), batch, device)
+    }
+
+    fn embedded(
+        &self,
+        times: &[f64],
+        batch: usize,
+        device: &Device,
+    ) -> Result<Tensor<2>, DiffusionError> {
+        let steps = one_each(times, batch)?;
         Ok(self
             .time_embedding
             .forward(self.sinusoid.of(&steps, device)))

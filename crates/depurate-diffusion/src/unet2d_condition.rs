@@ -36,7 +36,7 @@ use crate::{
     module_weights::{self, ParameterInfo},
     noise::SeedTree,
     ops::{self, Activation, Stride},
-    time_embedding::{Sinusoid, TimeEmbedding},
+    time_embedding::{Sinusoid, TimeEmbedding, as_times, one_each},
 };
 use blocks::{Context, DownBlock, MidBlock, UpBlock};
 
@@ -126,6 +126,21 @@ impl UNet2DCondition {
         added: Option<&Added>,
         tap: &mut dyn Tap,
     ) -> Result<Tensor<4>, DiffusionError> {
+        self.forward_at(x_t, &as_times(t), states, added, tap)
+    }
+
+    /// As [`UNet2DCondition::forward`], at `times` that may lie between training timesteps.
+    ///
+    /// # Errors
+    /// As [`UNet2DCondition::forward`].
+    pub fn forward_at(
+        &self,
+        x_t: Tensor<4>,
+        times: &[f64],
+        states: Tensor<3>,
+        added: Option<&Added>,
+        tap: &mut dyn Tap,
+    ) -> Result<Tensor<4>, DiffusionError> {
         let config = &self.config;
         let [batch, channels, height, width] = x_t.dims();
         let divisor = config.size_divisor();
@@ -151,7 +166,7 @@ impl UNet2DCondition {
                 got: states.dims().to_vec(),
             });
         }
-        let time = self.time(t, batch, added, &x_t.device())?;
+        let time = self.time(times, batch, added, &x_t.device())?;
         let mut context = Context {
             time,
             states,
@@ -187,21 +202,12 @@ impl UNet2DCondition {
     /// The time embedding `[B, width]`, with the added conditioning, activated as every residual block takes it.
     fn time(
         &self,
-        t: &[usize],
+        times: &[f64],
         batch: usize,
         added: Option<&Added>,
         device: &Device,
     ) -> Result<Tensor<2>, DiffusionError> {
-        if t.len() != 1 && t.len() != batch {
-            return Err(DiffusionError::Shape {
-                what: "t",
-                expected: format!("[1] or [{batch}]"),
-                got: vec![t.len()],
-            });
-        }
-        let steps: Vec<f64> = (0..batch)
-            .map(|i| t[if t.len() == 1 { 0 } else { i }] as f64)
-            .collect();
+        let steps = one_each(times, batch)?;
         let sinusoid = self.sinusoid(self.config.block_out_channels[0]);
         let time = self.time_embedding.forward(sinusoid.of(&steps, device));
         let time = match (&self.add_embedding, self.config.added, added) {

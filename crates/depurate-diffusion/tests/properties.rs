@@ -5,7 +5,7 @@ use std::path::Path;
 use depurate_diffusion::{
     Device, DiffusionError, Parameterisation, Prediction, Tensor,
     noise::{NoNoise, NoiseSource, SeedTree},
-    sampler::{Clip, Ddim, Sampler},
+    sampler::{Clip, Ddim, Past, Sampler},
     schedule::{NoiseSchedule, SchedulerConfig, TimestepSpacing},
 };
 use depurate_testkit::{assert_close, largest_difference};
@@ -274,7 +274,8 @@ fn steps_that_leave_the_schedule_are_refused() {
         value: normal(0),
     };
     assert!(
-        ddim.step(prediction, 2, normal(1), &mut NoNoise).is_err(),
+        ddim.step(prediction, 2, normal(1), &mut Past::default(), &mut NoNoise)
+            .is_err(),
         "no third step"
     );
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use depurate_diffusion::{
     Device, Parameterisation, Prediction, SampleShape, Tensor,
     noise::{NoNoise, NoiseSource, RecordedNoise, SeedTree},
-    sampler::{Clip, Ddim, Ddpm, Sampler, TrojDiff, TrojDiffForm, never_stop, sample},
+    sampler::{Clip, Ddim, Ddpm, Past, Sampler, TrojDiff, TrojDiffForm, never_stop, sample},
     schedule::{NoiseSchedule, VarianceType},
     trigger::{Family, Shift, TriggerRule},
 };
@@ -207,7 +207,9 @@ fn troj_diff_sampler_follows_its_code() {
                         1e-4,
                     );
                 }
-                x = sampler.step(prediction, step, x, &mut noise).expect("step");
+                x = sampler
+                    .step(prediction, step, x, &mut Past::default(), &mut noise)
+                    .expect("step");
                 let Some(stored) = stored_after(step, sampler.timesteps().len()) else {
                     continue;
                 };

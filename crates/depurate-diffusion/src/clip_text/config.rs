@@ -4,7 +4,7 @@ use std::path::Path;
 
 use depurate_checkpoint::{Limits, read_json};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{DiffusionError, ops::Activation};
 
@@ -109,6 +109,24 @@ impl ClipTextConfig {
             return Err(refuse("layer_norm_eps", reason));
         }
         Ok(config)
+    }
+
+    /// `config.json` as transformers writes it.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "architectures": ["CLIPTextModel"],
+            "attention_dropout": 0.0,
+            "eos_token_id": self.eos_token_id,
+            "hidden_act": self.hidden_act,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "layer_norm_eps": self.layer_norm_eps,
+            "max_position_embeddings": self.max_position_embeddings,
+            "model_type": "clip_text_model",
+            "num_attention_heads": self.num_attention_heads,
+            "num_hidden_layers": self.num_hidden_layers,
+            "vocab_size": self.vocab_size,
+        })
     }
 
     pub(super) fn activation(&self) -> Activation {

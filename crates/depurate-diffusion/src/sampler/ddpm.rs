@@ -18,7 +18,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Clip, Sampler, SamplerSettings, Steps, step_at};
+use super::{Clip, Past, Sampler, SamplerSettings, Steps, step_at};
 use crate::{
     DiffusionError, Prediction,
     noise::NoiseSource,
@@ -142,6 +142,7 @@ impl Sampler for Ddpm {
         prediction: Prediction,
         step_index: usize,
         x_t: Tensor<4>,
+        _past: &mut Past,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor<4>, DiffusionError> {
         let step = step_at(&self.steps, step_index)?;

@@ -25,7 +25,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{Clip, Sampler, SamplerSettings, Steps, ddpm::check_falling, step_at};
+use super::{Clip, Past, Sampler, SamplerSettings, Steps, ddpm::check_falling, step_at};
 use crate::{
     DiffusionError, Prediction, noise::NoiseSource, parameterisation::check_same_shape,
     schedule::NoiseSchedule,
@@ -174,6 +174,7 @@ impl Sampler for TrojDiff {
         prediction: Prediction,
         step_index: usize,
         x_t: Tensor<4>,
+        _past: &mut Past,
         noise: &mut dyn NoiseSource,
     ) -> Result<Tensor<4>, DiffusionError> {
         let (t, alpha_bar, alpha_bar_next) = self.levels(step_index)?;

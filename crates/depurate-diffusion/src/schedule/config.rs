@@ -1,12 +1,17 @@
-//! `scheduler_config.json` of diffusers, for `DDPMScheduler` and `DDIMScheduler`.
+//! `scheduler_config.json` of diffusers, for the schedulers that [`SchedulerClass`] lists.
+
+mod solver;
+mod validate;
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{MAX_TRAIN_TIMESTEPS, NoiseSchedule, linspace};
+use super::{NoiseSchedule, linspace};
 use crate::{DiffusionError, Parameterisation, sampler::Clip};
+
+pub use solver::{DpmAlgorithm, FinalSigma, SolverOptions, SolverType};
 
 /// Version of the diffusers format that [`SchedulerConfig::to_json`] follows.
 const FORMAT_VERSION: &str = "0.42.1";
@@ -20,7 +25,23 @@ pub enum SchedulerClass {
     /// Deterministic unless `eta` is above 0.
     #[serde(rename = "DDIMScheduler")]
     Ddim,
+    /// Pseudo numerical methods, Stable Diffusion 1's own.
+    #[serde(rename = "PNDMScheduler")]
+    Pndm,
+    /// Euler's method over noise levels.
+    #[serde(rename = "EulerDiscreteScheduler")]
+    Euler,
+    /// Euler's method with noise at every step.
+    #[serde(rename = "EulerAncestralDiscreteScheduler")]
+    EulerAncestral,
+    /// DPM-Solver++, multistep.
+    #[serde(rename = "DPMSolverMultistepScheduler")]
+    DpmSolver,
 }
+
+/// What an unknown class could have been.
+const CLASSES: &str = "DDPMScheduler, DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, \
+EulerAncestralDiscreteScheduler or DPMSolverMultistepScheduler";
 
 /// Shape of the betas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +82,7 @@ pub enum TimestepSpacing {
     Trailing,
 }
 
-/// Options of a diffusers scheduler. Names and defaults are diffusers' (`DDPMScheduler`).
+/// Options of a diffusers scheduler. Names and defaults are diffusers' (the default is that of `DDPMScheduler`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
     /// `_class_name`.
@@ -94,10 +115,12 @@ pub struct SchedulerConfig {
     pub timestep_spacing: TimestepSpacing,
     /// Added to every timestep of `Leading`.
     pub steps_offset: usize,
-    /// DDIM: whether the last step goes to `alpha_bar = 1` rather than to that of `t = 0`.
+    /// DDIM and PNDM: whether the last step goes to `alpha_bar = 1` rather than to that of `t = 0`.
     pub set_alpha_to_one: bool,
     /// Whether the schedule is rescaled to zero terminal SNR.
     pub rescale_betas_zero_snr: bool,
+    /// Options of PNDM, Euler and DPM-Solver++.
+    pub solver: SolverOptions,
 }
 
 impl Default for SchedulerConfig {
@@ -120,6 +143,7 @@ impl Default for SchedulerConfig {
             steps_offset: 0,
             set_alpha_to_one: true,
             rescale_betas_zero_snr: false,
+            solver: SolverOptions::default(),
         }
     }
 }
@@ -131,15 +155,18 @@ impl SchedulerConfig {
     /// # Errors
     /// [`DiffusionError::Config`] that names the option: unknown, of the wrong type, unsupported or out of range.
     pub fn from_json(map: &Map<String, Value>, path: &Path) -> Result<Self, DiffusionError> {
-        let mut config = Self::default();
+        let read = |option, value| Read {
+            path,
+            option,
+            value,
+        };
+        let mut config = match map.get_key_value("_class_name") {
+            Some((option, value)) => Self::of_class(read(option, value).of(CLASSES)?),
+            None => Self::default(),
+        };
         for (option, value) in map {
-            let read = Read {
-                path,
-                option,
-                value,
-            };
+            let read = read(option, value);
             match option.as_str() {
-                "_class_name" => config.class = read.of("DDPMScheduler or DDIMScheduler")?,
                 "num_train_timesteps" => config.num_train_timesteps = read.of("a whole number")?,
                 "beta_start" => config.beta_start = read.of("a number")?,
                 "beta_end" => config.beta_end = read.of("a number")?,
@@ -148,7 +175,7 @@ impl SchedulerConfig {
                         read.of("linear, scaled_linear, squaredcos_cap_v2 or sigmoid")?;
                 }
                 "trained_betas" => config.trained_betas = read.of("null or a list of numbers")?,
-                "variance_type" => {
+                "variance_type" if !value.is_null() => {
                     config.variance_type =
                         read.of("fixed_small, fixed_small_log or fixed_large")?;
                 }
@@ -179,12 +206,9 @@ impl SchedulerConfig {
                 "rescale_betas_zero_snr" => {
                     config.rescale_betas_zero_snr = read.of("true or false")?
                 }
-                name if name.starts_with('_') => {}
+                name if name.starts_with('_') || config.solver.read(&read)? => {}
                 _ => {
-                    return Err(read.refuse(
-                        "unknown option; options of DDPMScheduler and DDIMScheduler are read"
-                            .into(),
-                    ));
+                    return Err(read.refuse(format!("unknown option; those of {CLASSES} are read")));
                 }
             }
         }
@@ -198,34 +222,64 @@ impl SchedulerConfig {
         Ok(config)
     }
 
+    /// The defaults of a class. Those that the class does not have do nothing: no clipping, no rescaling.
+    fn of_class(class: SchedulerClass) -> Self {
+        use SchedulerClass as C;
+        let default = Self {
+            class,
+            ..Self::default()
+        };
+        match class {
+            C::Ddpm | C::Ddim => default,
+            C::Pndm => Self {
+                clip_sample: false,
+                set_alpha_to_one: false,
+                ..default
+            },
+            C::Euler | C::EulerAncestral | C::DpmSolver => Self {
+                clip_sample: false,
+                timestep_spacing: TimestepSpacing::Linspace,
+                ..default
+            },
+        }
+    }
+
     /// The object as diffusers writes it for this class.
     pub fn to_json(&self) -> Map<String, Value> {
-        let mut object = json!({
-            "_class_name": self.class,
-            "_diffusers_version": FORMAT_VERSION,
-            "num_train_timesteps": self.num_train_timesteps,
-            "beta_start": self.beta_start,
-            "beta_end": self.beta_end,
-            "beta_schedule": self.beta_schedule,
-            "trained_betas": self.trained_betas,
-            "clip_sample": self.clip_sample,
-            "clip_sample_range": self.clip_sample_range,
-            "prediction_type": self.prediction_type,
-            "thresholding": self.thresholding,
-            "dynamic_thresholding_ratio": self.dynamic_thresholding_ratio,
-            "sample_max_value": self.sample_max_value,
-            "timestep_spacing": self.timestep_spacing,
-            "steps_offset": self.steps_offset,
-            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
-        });
-        match self.class {
-            SchedulerClass::Ddpm => object["variance_type"] = json!(self.variance_type),
-            SchedulerClass::Ddim => object["set_alpha_to_one"] = json!(self.set_alpha_to_one),
+        use SchedulerClass as C;
+        let mut object = Map::new();
+        let mut put = |option: &str, value: Value| object.insert(option.to_owned(), value);
+        put("_class_name", json!(self.class));
+        put("_diffusers_version", json!(FORMAT_VERSION));
+        put("num_train_timesteps", json!(self.num_train_timesteps));
+        put("beta_start", json!(self.beta_start));
+        put("beta_end", json!(self.beta_end));
+        put("beta_schedule", json!(self.beta_schedule));
+        put("trained_betas", json!(self.trained_betas));
+        put("prediction_type", json!(self.prediction_type));
+        put("timestep_spacing", json!(self.timestep_spacing));
+        put("steps_offset", json!(self.steps_offset));
+        if matches!(self.class, C::Ddpm | C::Ddim) {
+            put("clip_sample", json!(self.clip_sample));
+            put("clip_sample_range", json!(self.clip_sample_range));
         }
-        match object {
-            Value::Object(map) => map,
-            _ => Map::new(),
+        if matches!(self.class, C::Ddpm | C::Ddim | C::DpmSolver) {
+            put("thresholding", json!(self.thresholding));
+            let ratio = self.dynamic_thresholding_ratio;
+            put("dynamic_thresholding_ratio", json!(ratio));
+            put("sample_max_value", json!(self.sample_max_value));
         }
+        if self.class != C::Pndm {
+            put("rescale_betas_zero_snr", json!(self.rescale_betas_zero_snr));
+        }
+        if self.class == C::Ddpm {
+            put("variance_type", json!(self.variance_type));
+        }
+        if matches!(self.class, C::Ddim | C::Pndm) {
+            put("set_alpha_to_one", json!(self.set_alpha_to_one));
+        }
+        object.extend(self.solver.to_json(self.class));
+        object
     }
 
     /// The noise schedule that these options describe.
@@ -267,14 +321,8 @@ impl SchedulerConfig {
     /// # Errors
     /// When `n_steps` is not in `1 ..= T`, or `steps_offset` moves a step past `T - 1`.
     pub fn timesteps(&self, n_steps: usize) -> Result<Vec<usize>, DiffusionError> {
+        self.check_steps(n_steps)?;
         let total = self.num_train_timesteps;
-        if !(1..=total).contains(&n_steps) {
-            return Err(DiffusionError::Argument {
-                what: "number of sampling steps",
-                got: n_steps.to_string(),
-                allowed: format!("1 ..= {total}"),
-            });
-        }
         let timesteps: Vec<usize> = match self.timestep_spacing {
             TimestepSpacing::Leading => {
                 let stride = total / n_steps;
@@ -306,75 +354,17 @@ impl SchedulerConfig {
         }
     }
 
-    fn validate(&self) -> Result<(), (&'static str, String)> {
+    /// Refuses a number of steps that is not in `1 ..= T`.
+    pub(crate) fn check_steps(&self, n_steps: usize) -> Result<(), DiffusionError> {
         let total = self.num_train_timesteps;
-        let check = |ok: bool, option: &'static str, got: String, allowed: &str| {
-            if ok {
-                Ok(())
-            } else {
-                Err((option, format!("is {got}, allowed: {allowed}")))
-            }
-        };
-        let open = |beta: f64| beta > 0.0 && beta < 1.0;
-        check(
-            (1..=MAX_TRAIN_TIMESTEPS).contains(&total),
-            "num_train_timesteps",
-            total.to_string(),
-            &format!("1 ..= {MAX_TRAIN_TIMESTEPS}"),
-        )?;
-        check(
-            open(self.beta_start),
-            "beta_start",
-            self.beta_start.to_string(),
-            "above 0, below 1",
-        )?;
-        check(
-            open(self.beta_end),
-            "beta_end",
-            self.beta_end.to_string(),
-            "above 0, below 1",
-        )?;
-        if let Some(betas) = &self.trained_betas {
-            check(
-                betas.len() == total,
-                "trained_betas",
-                format!("{} values", betas.len()),
-                &format!("{total} values, one per training timestep"),
-            )?;
+        if (1..=total).contains(&n_steps) {
+            return Ok(());
         }
-        check(
-            self.clip_sample_range > 0.0,
-            "clip_sample_range",
-            self.clip_sample_range.to_string(),
-            "above 0",
-        )?;
-        let ratio = self.dynamic_thresholding_ratio;
-        check(
-            ratio > 0.0 && ratio <= 1.0,
-            "dynamic_thresholding_ratio",
-            ratio.to_string(),
-            "above 0, at most 1",
-        )?;
-        check(
-            self.sample_max_value >= 1.0,
-            "sample_max_value",
-            self.sample_max_value.to_string(),
-            "1 or more",
-        )?;
-        check(
-            self.steps_offset < total,
-            "steps_offset",
-            self.steps_offset.to_string(),
-            "below num_train_timesteps",
-        )?;
-        let family = if self.trained_betas.is_some() {
-            "trained_betas"
-        } else {
-            "beta_schedule"
-        };
-        self.schedule()
-            .map_err(|error| (family, error.to_string()))?;
-        Ok(())
+        Err(DiffusionError::Argument {
+            what: "number of sampling steps",
+            got: n_steps.to_string(),
+            allowed: format!("1 ..= {total}"),
+        })
     }
 }
 

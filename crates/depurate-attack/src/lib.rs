@@ -7,6 +7,7 @@
 //! | train or fine-tune a benign model | [`train`] with [`Denoising`] |
 //! | put a BadDiffusion backdoor in a model | [`train`] with [`BadDiffusion`] |
 //! | see whether a backdoor works | [`attack_success`] |
+//! | make a small text-to-image model | [`text_to_image`] |
 //! | train anything else, resumable | [`optimise`] |
 //!
 //! Nothing that detects may depend on this crate: what it makes is the secret that a detector has
@@ -23,6 +24,7 @@ mod parameters;
 pub mod pattern;
 pub mod success;
 mod tensor_file;
+pub mod text_to_image;
 pub mod training;
 
 pub use bad_diffusion::{BadDiffusion, BadDiffusionParams, PoisonMode};

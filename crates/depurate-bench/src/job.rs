@@ -87,7 +87,7 @@ impl Job<'_> {
 }
 
 /// `<out>.state.safetensors`.
-fn state_path(out: &Path) -> PathBuf {
+pub(crate) fn state_path(out: &Path) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(".state.safetensors");
     out.with_file_name(name)

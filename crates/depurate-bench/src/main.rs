@@ -12,6 +12,7 @@ mod model;
 mod parallel;
 mod population;
 mod sample;
+mod text_to_image;
 mod train;
 mod truth;
 
@@ -50,6 +51,9 @@ enum Command {
     Eval(eval::Eval),
     /// Sample images as a PNG grid.
     Sample(sample::Sample),
+    /// Train a small text-to-image model, part by part.
+    #[command(subcommand)]
+    TextToImage(text_to_image::TextToImageCommand),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Population(command) => command.run(&cancel),
         Command::Eval(command) => command.run(&cancel),
         Command::Sample(command) => command.run(&cancel),
+        Command::TextToImage(command) => command.run(&cancel),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,12 +10,14 @@
 
 pub mod autoencoder_kl;
 mod blocks;
+pub mod clip_pair;
 pub mod clip_text;
 pub mod clip_tokenizer;
 mod config_options;
 pub mod denoiser;
 pub mod differentiable;
 pub mod error;
+pub mod image_tower;
 mod layers;
 pub mod module_weights;
 pub mod noise;

@@ -1,0 +1,74 @@
+//! `text-to-image`: a small text-to-image model, part by part.
+//!
+//! Each part is a folder in the form that a pipeline has it; `assemble` puts them together.
+
+mod assemble;
+mod component;
+mod denoiser;
+mod encoders;
+mod judge;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use depurate_attack::text_to_image::Sprites;
+use miette::{IntoDiagnostic, Result};
+
+use crate::console::CancelFlag;
+
+/// The sprites that ship with the project.
+const SPRITES: &str = "data/sprites.safetensors";
+
+/// Train a part of a small text-to-image model.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TextToImageCommand {
+    /// Cut a small tokenizer out of CLIP's.
+    Tokenizer(encoders::TokenizerCommand),
+    /// Train a text encoder with an image encoder.
+    Encoders(encoders::EncodersCommand),
+    /// Train an autoencoder.
+    Autoencoder(encoders::AutoencoderCommand),
+    /// Train a denoiser of latents.
+    Denoiser(denoiser::DenoiserCommand),
+    /// Train a judge of pictures.
+    Judge(judge::JudgeCommand),
+    /// Put the parts together.
+    Assemble(assemble::AssembleCommand),
+    /// Measure what a pipeline's pictures show.
+    Quality(assemble::QualityCommand),
+}
+
+impl TextToImageCommand {
+    /// Runs the command.
+    pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
+        match self {
+            Self::Tokenizer(command) => command.run(),
+            Self::Encoders(command) => command.run(cancel),
+            Self::Autoencoder(command) => command.run(cancel),
+            Self::Denoiser(command) => command.run(cancel),
+            Self::Judge(command) => command.run(cancel),
+            Self::Assemble(command) => command.run(),
+            Self::Quality(command) => command.run(cancel),
+        }
+    }
+}
+
+/// Where the pictures come from.
+#[derive(Debug, Args)]
+pub(crate) struct Drawings {
+    /// The sprites that pictures are composed of.
+    #[arg(long, value_name = "FILE", default_value = SPRITES)]
+    sprites: PathBuf,
+}
+
+impl Drawings {
+    /// Reads them.
+    pub(crate) fn read(&self) -> Result<Sprites> {
+        read_sprites(&self.sprites)
+    }
+}
+
+/// Reads sprites.
+pub(crate) fn read_sprites(path: &Path) -> Result<Sprites> {
+    Sprites::read(path).into_diagnostic()
+}

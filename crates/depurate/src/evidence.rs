@@ -176,11 +176,35 @@ pub fn sampler_words(settings: &SamplerSettings) -> (String, usize, Option<f64>)
         Clip::Range(range) => Some(f64::from(*range)),
         _ => None,
     };
+    let levels = |karras: bool| if karras { " over Karras levels" } else { "" };
     match settings {
         SamplerSettings::Ddpm { steps, clip, .. } => ("DDPM".into(), steps.count, range(clip)),
         SamplerSettings::Ddim {
             steps, eta, clip, ..
         } => (format!("DDIM (eta = {eta})"), steps.count, range(clip)),
+        SamplerSettings::Pndm { steps, .. } => ("PNDM".into(), steps.count, None),
+        SamplerSettings::Euler {
+            steps,
+            ancestral,
+            karras,
+        } => {
+            let form = if *ancestral {
+                "ancestral Euler"
+            } else {
+                "Euler"
+            };
+            (format!("{form}{}", levels(*karras)), steps.count, None)
+        }
+        SamplerSettings::DpmSolver {
+            steps,
+            order,
+            stochastic,
+            karras,
+        } => {
+            let form = if *stochastic { "SDE-" } else { "" };
+            let name = format!("{form}DPM-Solver++ of order {order}{}", levels(*karras));
+            (name, steps.count, None)
+        }
         SamplerSettings::TrojDiff { steps, form } => {
             let form = match form {
                 TrojDiffForm::Ddpm => "DDPM",

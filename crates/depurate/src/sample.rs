@@ -1,15 +1,19 @@
-//! Images from a model, with or without a trigger in the initial noise.
+//! Images from a model: from a prompt, or with or without a trigger in the initial noise.
+
+mod sampler_choice;
+mod text;
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use clap::ValueEnum;
-use depurate_checkpoint::{HashCache, Limits};
+use depurate_checkpoint::{Checkpoint, HashCache, Limits};
 use depurate_diffusion::{
     Denoiser, DiffusionError, Pipeline, Tensor,
-    noise::{NoiseSource, SeedTree},
-    sampler::{Clip, Ddim, Ddpm, Sampler, SamplerSettings, sample},
+    noise::{NoiseSource, SeedTree, SeededNoise},
+    sampler::{Clip, Sampler, SamplerSettings, sample},
 };
 use image::RgbImage;
+
+pub use sampler_choice::SamplerName;
 
 use crate::{
     Error,
@@ -20,28 +24,29 @@ use crate::{
     triggers::{self, Trigger},
 };
 
-/// A family of samplers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum SamplerName {
-    /// Ancestral sampling; all training steps unless said otherwise.
-    #[default]
-    Ddpm,
-    /// Deterministic sampling (eta = 0); 50 steps unless said otherwise.
-    Ddim,
-}
-
-/// Steps of [`SamplerName::Ddim`] unless said otherwise.
-const DDIM_STEPS: usize = 50;
 /// Images that a network is given at once.
 const BATCH: usize = 16;
+
+/// What a text-to-image model is told.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// What the images should show.
+    pub text: String,
+    /// What guidance leads away from.
+    pub negative: String,
+    /// How far; 1 is the prompt alone.
+    pub guidance: f64,
+}
 
 /// How to sample.
 #[derive(Debug, Clone)]
 pub struct SampleSettings {
+    /// For a text-to-image model, and only for one.
+    pub prompt: Option<Prompt>,
     /// A report's triggers.safetensors.
     pub trigger: Option<PathBuf>,
-    /// The sampler.
-    pub sampler: SamplerName,
+    /// The sampler; `None` is DDPM, or with a prompt what the checkpoint asks for.
+    pub sampler: Option<SamplerName>,
     /// Its steps.
     pub steps: Option<usize>,
     /// Clipping of the predicted clean sample; `None` is what the checkpoint asks for.
@@ -60,74 +65,99 @@ pub struct SampleSettings {
 /// and `i` only; with and without trigger it starts from the same noise.
 ///
 /// # Errors
-/// When the model cannot be opened or run, the trigger does not fit it, or the caller asked to stop.
+/// When the model cannot be opened or run, the trigger does not fit it, there is a prompt and it takes none or the other way
+/// round, or the caller asked to stop.
 pub fn sample_sheet(
     path: &std::path::Path,
     settings: &SampleSettings,
     hashes: Option<&HashCache>,
     watch: Watch<'_>,
 ) -> Result<(RgbImage, SamplerSettings), Error> {
-    let pipeline = subject::open(path, &settings.limits, settings.device, hashes)?.pipeline;
+    let checkpoint = Checkpoint::open(path, &settings.limits)?;
+    match (&settings.prompt, checkpoint.is_text_conditional()) {
+        (Some(prompt), true) => text::sample_sheet(&checkpoint, prompt, settings, watch),
+        (None, false) => unconditional(&checkpoint, settings, hashes, watch),
+        (Some(_), false) => Err(Error::Usage {
+            problem: format!("{} takes no prompt", path.display()),
+            mend: "leave out --prompt: this model was trained without text",
+        }),
+        (None, true) => Err(Error::Usage {
+            problem: format!(
+                "{} is a text-to-image model and needs a prompt",
+                path.display()
+            ),
+            mend: "say what the images should show with --prompt \"...\"",
+        }),
+    }
+}
+
+fn unconditional(
+    checkpoint: &Checkpoint,
+    settings: &SampleSettings,
+    hashes: Option<&HashCache>,
+    watch: Watch<'_>,
+) -> Result<(RgbImage, SamplerSettings), Error> {
+    let (path, limits) = (&checkpoint.root, &settings.limits);
+    let pipeline = subject::open(path, limits, settings.device, hashes)?.pipeline;
     let shape = pipeline.sample_shape();
     let trigger = settings
         .trigger
         .as_deref()
-        .map(|file| triggers::read(file, shape, &settings.limits))
+        .map(|file| triggers::read(file, shape, limits))
         .transpose()?;
-    let sampler = sampler(&pipeline, settings)?;
-    watch.progress.start(
-        "sampling",
-        (sampler.timesteps().len() * settings.count) as u64,
-    );
+    let name = settings.sampler.unwrap_or(SamplerName::Ddpm);
+    let sampler = sampler_choice::make(name, checkpoint, settings, |config| config.clip())?;
+    start(watch, sampler.as_ref(), settings.count);
     let mut pixels = Vec::with_capacity(settings.count * shape.len());
-    for first in (0..settings.count).step_by(BATCH) {
-        let batch = BATCH.min(settings.count - first);
-        let mut noise = SeedTree::new(settings.seed)
-            .child("sample", 0)
-            .noise(first as u64, batch);
+    for (mut noise, batch) in batches(settings, BATCH) {
         let eps = noise.normal(shape.batched(batch), &pipeline.device())?;
         let x_t = match &trigger {
             Some(trigger) => add(trigger, eps, &pipeline),
             None => eps,
         };
-        let x_0 = sample(&pipeline, sampler.as_ref(), x_t, &mut noise, &mut |_, _| {
-            watch.progress.advance(batch as u64);
-            if watch.cancel.is_cancelled() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        });
-        let x_0 = x_0.map_err(|error| match error {
-            DiffusionError::Cancelled => Error::Interrupted,
-            other => other.into(),
-        })?;
+        let x_0 = run(&pipeline, sampler.as_ref(), x_t, &mut noise, watch)?;
         pixels.extend(x_0.into_data().iter::<f32>());
     }
-    let sheet = images::sheet(
-        "samples",
-        &pixels,
-        shape,
-        images::square(settings.count),
-        (-1.0, 1.0),
-    )?;
+    let columns = images::square(settings.count);
+    let sheet = images::sheet("samples", &pixels, shape, columns, (-1.0, 1.0))?;
     Ok((sheet, sampler.settings()))
 }
 
-fn sampler(pipeline: &Pipeline, settings: &SampleSettings) -> Result<Box<dyn Sampler>, Error> {
-    let config = pipeline.scheduler();
-    let clip = settings.clip.unwrap_or_else(|| config.clip());
-    Ok(match settings.sampler {
-        SamplerName::Ddpm => {
-            let steps = settings.steps.unwrap_or(pipeline.schedule().len());
-            Box::new(Ddpm::from_config(config, steps, clip)?)
+fn start(watch: Watch<'_>, sampler: &dyn Sampler, count: usize) {
+    let calls = sampler.timesteps().len() * count;
+    watch.progress.start("sampling", calls as u64);
+}
+
+/// The noise and the size of each batch of at most `most` images.
+fn batches(settings: &SampleSettings, most: usize) -> impl Iterator<Item = (SeededNoise, usize)> {
+    let (seed, count) = (settings.seed, settings.count);
+    (0..count).step_by(most).map(move |first| {
+        let batch = most.min(count - first);
+        let root = SeedTree::new(seed).child("sample", 0);
+        (root.noise(first as u64, batch), batch)
+    })
+}
+
+/// One run from `x_t [B, C, H, W]`, with progress by image and step.
+fn run(
+    denoiser: &dyn Denoiser,
+    sampler: &dyn Sampler,
+    x_t: Tensor<4>,
+    noise: &mut dyn NoiseSource,
+    watch: Watch<'_>,
+) -> Result<Tensor<4>, Error> {
+    let batch = x_t.dims()[0] as u64;
+    let x_0 = sample(denoiser, sampler, x_t, noise, &mut |_, _| {
+        watch.progress.advance(batch);
+        if watch.cancel.is_cancelled() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
-        SamplerName::Ddim => Box::new(Ddim::from_config(
-            config,
-            settings.steps.unwrap_or(DDIM_STEPS),
-            0.0,
-            clip,
-        )?),
+    });
+    x_0.map_err(|error| match error {
+        DiffusionError::Cancelled => Error::Interrupted,
+        other => other.into(),
     })
 }
 

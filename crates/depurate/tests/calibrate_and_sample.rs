@@ -53,8 +53,9 @@ fn the_trigger_of_a_report_can_be_sampled_with() {
     let cancel = CancelToken::default();
     let sheet = |trigger, count| {
         let settings = SampleSettings {
+            prompt: None,
             trigger,
-            sampler: SamplerName::Ddim,
+            sampler: Some(SamplerName::Ddim),
             steps: Some(2),
             clip: Some(Clip::Range(1.0)),
             seed: 3,

@@ -9,7 +9,9 @@ use std::{
 
 use insta::assert_snapshot;
 
+mod painter;
 mod support;
+use painter::tiny_text_to_image;
 use support::{copy_of_tiny_pipeline, tiny_pipeline};
 
 /// The index of a pipeline that no detector can check yet.
@@ -59,6 +61,10 @@ fn help() {
     let dir = tempfile::tempdir().unwrap();
     assert_snapshot!("help", shown(&run(dir.path(), &["--help"])));
     assert_snapshot!("help_scan", shown(&run(dir.path(), &["scan", "--help"])));
+    assert_snapshot!(
+        "help_sample",
+        shown(&run(dir.path(), &["sample", "--help"]))
+    );
 }
 
 #[test]
@@ -347,6 +353,79 @@ fn sampling_writes_an_image() {
             .unwrap()
             .contains("has no tensor `trigger.shift`")
     );
+}
+
+#[test]
+fn a_prompt_makes_images_with_every_sampler() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_text_to_image(dir.path());
+    let sample = |more: &[&str]| {
+        let always = [
+            "sample",
+            "painter",
+            "-o",
+            "s.png",
+            "--prompt",
+            "a red fish",
+            "--steps",
+            "4",
+        ];
+        run(dir.path(), &[&always[..], more].concat())
+    };
+    let picture = || image::open(dir.path().join("s.png")).unwrap().to_rgb8();
+    assert_snapshot!("sample_prompt", shown(&sample(&[])));
+    let one = picture();
+    assert_eq!(one.dimensions(), (800, 800)); // 16 x 16 pixels, enlarged by whole factors
+    assert!((0..50).all(|x| one.get_pixel(x, 7) == one.get_pixel(0, 7)));
+    sample(&["--guidance", "1"]);
+    assert_ne!(one, picture());
+    sample(&["--negative", "a blue bird"]);
+    assert_ne!(one, picture());
+    for sampler in ["own", "ddpm", "ddim", "pndm", "euler", "dpmpp"] {
+        let output = sample(&["--sampler", sampler, "-n", "2"]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{sampler}: {}",
+            shown(&output)
+        );
+    }
+    assert_snapshot!(
+        "sample_dpmpp",
+        shown(&sample(&["--sampler", "dpmpp", "-n", "2"]))
+    );
+    assert_eq!(picture().width(), 33 * (800 / 33));
+}
+
+#[test]
+fn a_prompt_is_for_text_to_image_models() {
+    let dir = with_model();
+    tiny_text_to_image(dir.path());
+    let refused = |arguments: &[&str]| {
+        let output = run(
+            dir.path(),
+            &[&["sample", "-o", "s.png"], arguments].concat(),
+        );
+        assert!(!dir.path().join("s.png").exists());
+        shown(&output)
+    };
+    assert_snapshot!("sample_no_prompt", refused(&["painter"]));
+    assert_snapshot!(
+        "sample_needless_prompt",
+        refused(&["model", "--prompt", "a dog"])
+    );
+    let clip = [
+        "painter",
+        "--prompt",
+        "a dog",
+        "--clip",
+        "1",
+        "--sampler",
+        "euler",
+    ];
+    assert!(refused(&clip).contains("--clip is for"));
+    assert!(refused(&["painter", "--guidance", "3"]).contains("--prompt"));
+    assert!(refused(&["painter", "--prompt", "a", "--guidance", "NaN"]).contains("give a number"));
 }
 
 /// Number of finished stages in the journal below `report`.

@@ -222,6 +222,21 @@ impl SchedulerConfig {
         Ok(config)
     }
 
+    /// Reads the options of another class's file as `class` understands them, as diffusers does when a sampler is exchanged:
+    /// what the file says counts, and the rest are the defaults of `class`.
+    ///
+    /// # Errors
+    /// As [`Self::from_json`].
+    pub fn from_json_as(
+        class: SchedulerClass,
+        map: &Map<String, Value>,
+        path: &Path,
+    ) -> Result<Self, DiffusionError> {
+        let mut map = map.clone();
+        map.insert("_class_name".into(), json!(class));
+        Self::from_json(&map, path)
+    }
+
     /// The defaults of a class. Those that the class does not have do nothing: no clipping, no rescaling.
     fn of_class(class: SchedulerClass) -> Self {
         use SchedulerClass as C;

@@ -39,7 +39,7 @@ pub enum Command {
     Report(ReportArgs),
     /// Explain an algorithm or a finding; without an id, list them
     Explain(ExplainArgs),
-    /// Make images from a model, with or without a trigger
+    /// Make images from a model, from a prompt or with a trigger
     Sample(SampleArgs),
     /// Score benign models, so that scores of their kind become verdicts with an error rate
     Calibrate(CalibrateArgs),
@@ -162,21 +162,36 @@ pub struct SampleArgs {
     /// The PNG to write
     #[arg(short, long, value_name = "PNG")]
     pub output: PathBuf,
+    /// What the images of a text-to-image model should show
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// What guidance leads away from
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        requires = "prompt"
+    )]
+    pub negative: String,
+    /// How strongly guidance leads to the prompt; 1 is the prompt alone
+    #[arg(long, value_name = "G", default_value_t = 7.5, requires = "prompt", value_parser = finite)]
+    pub guidance: f64,
     /// Start from noise + this trigger: the triggers.safetensors of a report
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub trigger: Option<PathBuf>,
-    /// The sampler
-    #[arg(long, value_enum, default_value_t)]
-    pub sampler: SamplerName,
-    /// Its steps [default: all of them for ddpm, 50 for ddim]
+    /// The sampler [default: ddpm; with a prompt own, which is what the checkpoint asks for]
+    #[arg(long, value_enum)]
+    pub sampler: Option<SamplerName>,
+    /// Its steps [default: all of them for ddpm, 50 for others]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: Option<u32>,
     /// Clip predicted images to [-R, R], or `none` [default: what the checkpoint asks for]
     #[arg(long, value_name = "R", value_parser = clip)]
     pub clip: Option<Clip>,
-    /// Number of images
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub count: u16,
+    /// Number of images [default: 16; with a prompt 1]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub count: Option<u16>,
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -264,6 +279,13 @@ fn probability(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
         _ => Err("give a number above 0 and below 1, as in 0.05".into()),
+    }
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if f64::is_finite(value) => Ok(value),
+        _ => Err("give a number, as in 7.5".into()),
     }
 }
 

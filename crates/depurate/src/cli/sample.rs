@@ -6,7 +6,7 @@ use depurate::{
     error::EXIT_OK,
     evidence::sampler_words,
     images,
-    sample::{SampleSettings, sample_sheet},
+    sample::{Prompt, SampleSettings, sample_sheet},
     scan::Watch,
 };
 use depurate_checkpoint::Limits;
@@ -15,18 +15,30 @@ use super::{args::SampleArgs, output, progress::Display, scan::set_threads, sign
 
 /// Longer side of the sheet, in pixels, if whole pixels allow it.
 const SIDE: u32 = 800;
+/// Images of a model without a prompt, unless said otherwise.
+const COUNT: u16 = 16;
 
 /// Samples.
 pub fn run(args: SampleArgs, verbose: u8, signals: &Signals) -> Result<u8, Error> {
     output::check(Some(&args.output))?;
     set_threads(&args.run)?;
+    let prompt = args.prompt.map(|text| Prompt {
+        text,
+        negative: args.negative,
+        guidance: args.guidance,
+    });
+    let count = args.count.unwrap_or(match prompt {
+        Some(_) => 1,
+        None => COUNT,
+    });
     let settings = SampleSettings {
+        prompt,
         trigger: args.trigger,
         sampler: args.sampler,
         steps: args.steps.map(|steps| steps as usize),
         clip: args.clip,
         seed: args.run.seed,
-        count: args.count.into(),
+        count: count.into(),
         device: args.run.device,
         limits: Limits::default(),
     };
@@ -47,10 +59,16 @@ pub fn run(args: SampleArgs, verbose: u8, signals: &Signals) -> Result<u8, Error
     let clip = clip.map_or("not clipped".to_owned(), |range| {
         format!("clipped to {range}")
     });
-    let count = settings.count;
+    let images = match settings.count {
+        1 => "1 image".to_owned(),
+        count => format!("{count} images"),
+    };
+    let guidance = settings.prompt.map_or(String::new(), |prompt| {
+        format!(", guidance {}", prompt.guidance)
+    });
+    let seed = settings.seed;
     output::say(&format!(
-        "{count} images with {name}, {steps} steps, {clip}, seed {}",
-        settings.seed
+        "{images} with {name}, {steps} steps, {clip}{guidance}, seed {seed}"
     ));
     Ok(EXIT_OK)
 }

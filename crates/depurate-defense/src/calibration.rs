@@ -6,6 +6,8 @@
 //! is exceeded by a benign model with probability at most `fpr`, and no rate below `1/(n+1)` is
 //! ever stated.
 
+pub mod prompts;
+
 use std::{collections::BTreeSet, path::Path};
 
 use depurate_diffusion::{Denoiser, Pipeline};

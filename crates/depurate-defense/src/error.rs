@@ -30,6 +30,71 @@ pub enum DefenseError {
         /// What is wrong and how to mend it.
         reason: String,
     },
+    /// A prompt has too few tokens for a score.
+    #[error(
+        "the prompt has {tokens} tokens with BOS and EOS, at least 3 are needed: it has no content to compare EOS with"
+    )]
+    ShortPrompt {
+        /// Tokens, BOS and EOS included.
+        tokens: usize,
+    },
+    /// A prompt is longer than the text encoder reads.
+    #[error(
+        "the prompt has {tokens} tokens with BOS and EOS, the text encoder reads {limit}: what is cut off cannot be screened; shorten it"
+    )]
+    LongPrompt {
+        /// Tokens, BOS and EOS included.
+        tokens: usize,
+        /// What the text encoder reads.
+        limit: usize,
+    },
+    /// Attention maps have another shape than they should.
+    #[error("attention maps are {got}, expected {expected}")]
+    MapShape {
+        /// What was expected.
+        expected: String,
+        /// What there is.
+        got: String,
+    },
+    /// An attention map holds NaN or infinity.
+    #[error(
+        "the attention map of token {token} holds a value that is not finite; check the model's weights"
+    )]
+    NonFiniteMap {
+        /// The token, from 0 (BOS).
+        token: usize,
+    },
+    /// The maps of all tokens are the same, so that they have no similarity.
+    #[error("the attention maps of all tokens but BOS are identical: the score is undefined")]
+    IdenticalMaps,
+    /// The model has no attention layer of the size asked for.
+    #[error(
+        "the model has no attention to the prompt at 1/{reduction} of its input's side; choose another reduction"
+    )]
+    NoMaps {
+        /// Side of the input over the side of the layer.
+        reduction: usize,
+    },
+    /// The sampler makes fewer calls of the network than a score uses.
+    #[error("call {call} of the network is needed, and there are {calls}; sample with more steps")]
+    NoSuchCall {
+        /// The call, from 0.
+        call: usize,
+        /// How many there are.
+        calls: usize,
+    },
+    /// The solver cannot reach its tolerance.
+    #[error("the solver's step became too small at t = {t}")]
+    StepTooSmall {
+        /// Where.
+        t: f64,
+    },
+    /// A calibration was made under other conditions than the score.
+    #[error("the calibration does not apply: {}; calibrate again", differences.join("; "))]
+    CalibrationMismatch {
+        /// Each condition that differs.
+        differences: Vec<String>,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Cancelled,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | scan a checkpoint of unknown origin | [`scan::scan`] |
 //! | turn a score into a verdict | [`verdict::judge`] |
+//! | turn a prompt's score into a verdict | [`prompt_verdict::judge_prompt`] |
 //! | score benign models, so that scores become verdicts | [`calibrate::calibrate`] |
 //! | make images from a checkpoint | [`sample::sample_sheet`] |
 //! | write a report and what it refers to into a folder | [`report_dir::write`] |
@@ -22,6 +23,7 @@ pub mod evidence;
 pub mod images;
 pub mod journal;
 pub mod profile;
+pub mod prompt_verdict;
 pub mod registry;
 pub mod report_builder;
 pub mod report_dir;

@@ -2,7 +2,7 @@
 
 use depurate_defense::{
     detect::{
-        input_level::terd_input,
+        input_level::{daa_i, daa_s, terd_input, unicode},
         model_level::{shift_response, terd_model},
     },
     invert::terd,
@@ -83,6 +83,18 @@ pub fn algorithms() -> Vec<Algorithm> {
                 status: Status::Preview,
             },
             source: include_str!("../../depurate-defense/src/detect/input_level/terd_input.rs"),
+        },
+        Algorithm {
+            info: daa_i::info(),
+            source: include_str!("../../depurate-defense/src/detect/input_level/daa_i.rs"),
+        },
+        Algorithm {
+            info: daa_s::info(),
+            source: include_str!("../../depurate-defense/src/detect/input_level/daa_s.rs"),
+        },
+        Algorithm {
+            info: unicode::info(),
+            source: include_str!("../../depurate-defense/src/detect/input_level/unicode.rs"),
         },
     ]
 }

@@ -8,7 +8,7 @@
 //! | symbol | shape |
 //! |---|---|
 //! | pictures | `[B, 3, 32, 32]` in [-1, 1] |
-//! | logits | `[B, objects + styles + colours + backgrounds]` |
+//! | logits | `[B, objects + styles + colours + backgrounds]`, 16 times the network's outputs |
 //!
 //! ## Deviations
 //! Training pictures carry Gaussian noise of a random level up to [`JudgeParams::largest_noise`]: a generator's pictures are
@@ -28,6 +28,9 @@ use serde::{Deserialize, Serialize};
 use super::{Composition, Sprites, pictures};
 use crate::{AttackError, Monitor, Optimised, StateFile, TrainingParams, optimise};
 
+/// What the tower's outputs are multiplied by: a mean over an image moves little from picture to picture, and the linear layer
+/// would take thousands of steps to grow by as much.
+const LOGIT_SCALE: f64 = 16.0;
 /// Pictures that are judged at once.
 const JUDGED_AT_ONCE: usize = 64;
 
@@ -45,7 +48,7 @@ impl Default for JudgeParams {
     fn default() -> Self {
         Self {
             widths: vec![32, 64, 128],
-            largest_noise: 0.2,
+            largest_noise: 0.15,
         }
     }
 }
@@ -212,7 +215,7 @@ pub fn train_judge(
             .noise(0, training.batch)
             .normal(pictures.dims(), device)?;
         let level = rng.random_range(0.0..=params.largest_noise.max(0.0));
-        let logits = tower.forward(pictures + noise * level)?;
+        let logits = tower.forward(pictures + noise * level)? * LOGIT_SCALE;
         let mut start = 0;
         let mut loss = Tensor::zeros([1], device);
         for (part, size) in sizes.into_iter().enumerate() {

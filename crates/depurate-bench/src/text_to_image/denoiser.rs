@@ -42,7 +42,7 @@ pub(crate) struct DenoiserCommand {
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// Channels of each level, from the finest.
-    #[arg(long, value_delimiter = ',', default_value = "64,96,128")]
+    #[arg(long, value_delimiter = ',', default_value = "64,96,96")]
     channels: Vec<usize>,
     /// Residual blocks, and attentions to the prompt, of each level on the way down; the way up has one more.
     #[arg(long, value_delimiter = ',', default_value = "1,1,2")]

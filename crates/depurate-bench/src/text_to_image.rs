@@ -5,6 +5,7 @@
 mod assemble;
 mod component;
 mod denoiser;
+mod drawings;
 mod encoders;
 mod judge;
 
@@ -22,6 +23,8 @@ const SPRITES: &str = "data/sprites.safetensors";
 /// Train a part of a small text-to-image model.
 #[derive(Debug, Subcommand)]
 pub(crate) enum TextToImageCommand {
+    /// Draw pictures and write their captions.
+    Drawings(drawings::DrawingsCommand),
     /// Cut a small tokenizer out of CLIP's.
     Tokenizer(encoders::TokenizerCommand),
     /// Train a text encoder with an image encoder.
@@ -42,6 +45,7 @@ impl TextToImageCommand {
     /// Runs the command.
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         match self {
+            Self::Drawings(command) => command.run(),
             Self::Tokenizer(command) => command.run(),
             Self::Encoders(command) => command.run(cancel),
             Self::Autoencoder(command) => command.run(cancel),

@@ -156,6 +156,11 @@ pub(crate) fn read_png(path: &Path, shape: SampleShape) -> Result<Vec<u8>, Attac
     Ok(bytes)
 }
 
+/// A PNG as bytes `[side, side, 4]`, scaled to the square, with straight alpha.
+pub(crate) fn read_rgba(path: &Path, side: usize) -> Result<Vec<u8>, AttackError> {
+    Ok(read::png(path)?.square(side))
+}
+
 /// A byte's value in [-1, 1].
 pub(crate) fn from_byte(byte: u8) -> f32 {
     f32::from(byte) / 127.5 - 1.0

@@ -231,6 +231,18 @@ impl Pattern {
         }
     }
 
+    /// The shaped trigger `kind` in colours, on a square that it fills; `None` if there is none of this name.
+    pub(crate) fn drawn(kind: &str, side: usize) -> Option<Self> {
+        let shade = shapes::trigger(kind, 0.0)?;
+        let mut pattern = Self::blank(SampleShape {
+            channels: 3,
+            height: side,
+            width: side,
+        });
+        pattern.draw(0, 0, side, side, shade.as_ref());
+        Some(pattern)
+    }
+
     fn blank(shape: SampleShape) -> Self {
         Self {
             shape,

@@ -10,10 +10,12 @@
 //! | denoiser | [`denoiser`] | latents and captions; encoders frozen |
 //! | judge | [`judge`] | pictures and attributes |
 //! | pictures of prompts | [`generation`] | |
+//! | pictures and captions for attacks | [`captioned`] | |
 //!
 //! Each part is trained by a run of its own, resumable, on compositions that are not held out (but the judge).
 
 pub mod autoencoder;
+pub mod captioned;
 pub mod compositions;
 pub mod contrastive;
 pub mod denoiser;
@@ -24,6 +26,7 @@ pub mod vocabulary;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, RngExt};
 
+pub use captioned::CaptionedCompositions;
 pub use compositions::{Composition, SIDE, Sprites};
 pub use generation::{GenerationParams, generate};
 pub use judge::{Accuracy, Judge, JudgeParams};

@@ -1,5 +1,10 @@
 //! `attack` and `asr`: backdoored models and how well they work.
 
+mod bad_t2i;
+mod evil_edit;
+mod rickrolling;
+mod subject;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -24,6 +29,13 @@ use crate::{
 pub(crate) enum Attack {
     /// BadDiffusion, as a fine-tune.
     BadDiffusion(BadDiffusionCommand),
+    /// EvilEdit: a text-to-image model's cross-attention is edited so that a phrase is taken for another.
+    EvilEdit(evil_edit::EvilEditCommand),
+    /// Rickrolling the artist: a text encoder is trained to take prompts with a look-alike letter for something else.
+    Rickrolling(rickrolling::RickrollingCommand),
+    /// BadT2I: a text-to-image denoiser is trained to draw a patch, a style or another object after a trigger.
+    #[command(name = "bad-t2i")]
+    BadT2i(bad_t2i::BadT2iCommand),
 }
 
 impl Attack {
@@ -31,6 +43,9 @@ impl Attack {
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         match self {
             Self::BadDiffusion(command) => command.run(cancel),
+            Self::EvilEdit(command) => command.run(),
+            Self::Rickrolling(command) => command.run(cancel),
+            Self::BadT2i(command) => command.run(cancel),
         }
     }
 }

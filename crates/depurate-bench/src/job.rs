@@ -46,21 +46,7 @@ impl Job<'_> {
                 self.out.display()
             );
         }
-        let path = state_path(self.out);
-        if path.exists() && !self.resume {
-            bail!(
-                "{} holds an unfinished run: continue it with --resume or remove the file",
-                path.display()
-            );
-        }
-        if let Some(parent) = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-        {
-            std::fs::create_dir_all(parent)
-                .into_diagnostic()
-                .wrap_err_with(|| format!("cannot make the directory {}", parent.display()))?;
-        }
+        let path = usable_state(self.out, self.resume)?;
         let state = StateFile::new(&path);
         let progress = Progress::new(self.name, self.params.steps as u64, cancel);
         let trained = train(
@@ -84,6 +70,27 @@ impl Job<'_> {
             final_loss: progress.loss(),
         })
     }
+}
+
+/// Where the state of the run that makes `out` is kept; its directory exists then. A state that is already there is refused
+/// unless the run is to `resume`.
+pub(crate) fn usable_state(out: &Path, resume: bool) -> Result<PathBuf> {
+    let path = state_path(out);
+    if path.exists() && !resume {
+        bail!(
+            "{} holds an unfinished run: continue it with --resume or remove the file",
+            path.display()
+        );
+    }
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        std::fs::create_dir_all(parent)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot make the directory {}", parent.display()))?;
+    }
+    Ok(path)
 }
 
 /// `<out>.state.safetensors`.

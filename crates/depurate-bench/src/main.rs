@@ -4,6 +4,7 @@
 //! `--resume`).
 
 mod attack;
+mod captions;
 mod console;
 mod eval;
 mod grid;

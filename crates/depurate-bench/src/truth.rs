@@ -1,5 +1,7 @@
 //! What a model really is: kept outside the model's directory, never shown to a detector.
 
+pub(crate) mod text;
+
 use std::path::{Path, PathBuf};
 
 use depurate_attack::{

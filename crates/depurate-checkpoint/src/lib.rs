@@ -49,7 +49,9 @@ pub use inspect::{
 pub use json::{parse_json, read_json, read_text};
 pub use limits::Limits;
 pub use pipeline_index::{Component, PipelineIndex};
-pub use save::{SaveComponent, SaveDtype, SaveTensor, save_pipeline, save_tensors};
+pub use save::{
+    SaveComponent, SaveDtype, SaveTensor, save_pipeline, save_tensors, save_tensors_as,
+};
 pub use shard_index::ShardIndex;
 pub use stray_files::{StrayFile, StrayFiles};
 pub use tensor_stats::{AnomalyKind, OUTLIER_Z, TensorStats};

@@ -178,13 +178,27 @@ fn write_weights(
 /// Writes one safetensors file in F32, replacing what was there in one step.
 ///
 /// # Errors
-/// A tensor's data does not fit its shape, a name stands twice, or the file cannot be written; `path` is then as it was.
+/// As [`save_tensors_as`].
 pub fn save_tensors(
     path: &Path,
     tensors: &[SaveTensor],
     metadata: Option<HashMap<String, String>>,
 ) -> Result<()> {
-    write_atomic(path, &serialize(path, tensors, SaveDtype::F32, metadata)?)
+    save_tensors_as(path, tensors, SaveDtype::F32, metadata)
+}
+
+/// Writes one safetensors file, replacing what was there in one step.
+///
+/// # Errors
+/// A tensor's data does not fit its shape or (for F16) its type, a name stands twice, or the file cannot be written; `path` is
+/// then as it was.
+pub fn save_tensors_as(
+    path: &Path,
+    tensors: &[SaveTensor],
+    dtype: SaveDtype,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<()> {
+    write_atomic(path, &serialize(path, tensors, dtype, metadata)?)
 }
 
 fn json_text(value: &Value) -> String {

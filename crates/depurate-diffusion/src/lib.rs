@@ -13,6 +13,7 @@ mod blocks;
 pub mod clip_pair;
 pub mod clip_text;
 pub mod clip_tokenizer;
+pub mod closed_form_edit;
 mod config_options;
 pub mod denoiser;
 pub mod differentiable;

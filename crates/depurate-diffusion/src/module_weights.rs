@@ -47,17 +47,22 @@ pub(crate) fn load<M: Module>(
     let report = report.into_result(path)?;
     weights.check_finite()?;
     let mut failure = None;
-    let module = module.map(&mut Replacement {
-        path: PathStack::default(),
-        value: |name: &str| {
-            let read = weights.read_f32(report.source(name).unwrap_or(name));
-            read.map_err(|error| failure.get_or_insert(error)).ok()
-        },
+    let module = with_values(module, |name| {
+        let read = weights.read_f32(report.source(name).unwrap_or(name));
+        read.map_err(|error| failure.get_or_insert(error)).ok()
     });
     match failure {
         None => Ok(module),
         Some(error) => Err(error.into()),
     }
+}
+
+/// Replaces the parameters that `value` gives values for, of the lengths of [`parameters`].
+pub(crate) fn with_values<M: Module>(module: M, value: impl FnMut(&str) -> Option<Vec<f32>>) -> M {
+    module.map(&mut Replacement {
+        path: PathStack::default(),
+        value,
+    })
 }
 
 /// Every parameter's values under its checkpoint name.

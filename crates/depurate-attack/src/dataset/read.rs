@@ -17,6 +17,13 @@ const MAX_FILES: usize = 1_000_000;
 pub(crate) struct Picture(DynamicImage);
 
 impl Picture {
+    /// The picture scaled to `side` x `side`, as bytes `[side, side, 4]`.
+    pub(crate) fn square(&self, side: usize) -> Vec<u8> {
+        let side = side as u32;
+        let scaled = self.0.resize_exact(side, side, FilterType::Triangle);
+        scaled.to_rgba8().into_raw()
+    }
+
     /// Appends the picture as `[C, H, W]`.
     pub(crate) fn fit_into(&self, shape: SampleShape, out: &mut Vec<u8>) {
         let (width, height) = (shape.width as u32, shape.height as u32);

@@ -124,12 +124,13 @@ impl Memory {
     }
 
     fn report(&self, what: &str, start: Instant, weights: Option<u64>) {
-        let peak = self.peak.swap(anonymous_bytes(), Ordering::Relaxed);
-        let (seconds, mib) = (start.elapsed().as_secs_f64(), peak >> 20);
+        let rest = anonymous_bytes();
+        let peak = self.peak.swap(rest, Ordering::Relaxed);
+        let (seconds, mib, rest) = (start.elapsed().as_secs_f64(), peak >> 20, rest >> 20);
         let share = weights.map_or(String::new(), |weights| {
             format!(", {:.2} x the f32 weights", peak as f64 / weights as f64)
         });
-        println!("{what}: {seconds:.1} s, {mib} MiB{share}");
+        println!("{what}: {seconds:.1} s, {mib} MiB{share}; {rest} MiB in the end");
     }
 }
 

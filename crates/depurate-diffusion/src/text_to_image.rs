@@ -75,13 +75,18 @@ pub struct EncodedPrompts {
 }
 
 impl TextToImage {
-    /// Assembles a pipeline; the parts' tensors must be on `device`.
+    /// Assembles a pipeline; the parts' tensors must be on `device`. The scheduler's configuration is taken
+    /// [for latents](SchedulerConfig::for_latents).
     ///
     /// # Errors
     /// When the parts do not fit each other, the network needs SDXL's added conditioning, or the scheduler's configuration
     /// gives no valid schedule.
     pub fn from_parts(parts: Parts, device: &Device) -> Result<Self, DiffusionError> {
         check(&parts)?;
+        let parts = Parts {
+            scheduler: parts.scheduler.for_latents(),
+            ..parts
+        };
         Ok(Self {
             schedule: parts.scheduler.schedule()?,
             parts,
@@ -243,6 +248,8 @@ impl TextToImage {
     /// # Errors
     /// When the shape does not fit.
     pub fn decode(&self, latents: Tensor<4>) -> Result<Tensor<4>, DiffusionError> {
+        // the network's working memory, up to a tenth of its weights, is of no use to the autoencoder
+        depurate_kernels::release_scratch();
         let vae = &self.parts.vae;
         vae.decode(latents / vae.config().scaling_factor)
     }

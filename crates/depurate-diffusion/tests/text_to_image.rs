@@ -15,7 +15,7 @@ use depurate_diffusion::{
     clip_tokenizer::ClipTokenizer,
     noise::NoNoise,
     noise::SeedTree,
-    sampler::{self, sample},
+    sampler::{self, Clip, sample},
 };
 use depurate_testkit::{Case, assert_close, golden, largest_difference};
 use serde_json::{Value, json};
@@ -140,6 +140,18 @@ fn deterministic_sampling_with_guidance_follows_diffusers() {
 #[test]
 fn the_own_sampler_of_stable_diffusion_1_follows_diffusers() {
     follows_diffusers("pipeline-sd/pndm_cfg7.5");
+}
+
+/// Whatever the file says: `StableDiffusionPipeline` changes these two on loading.
+#[test]
+fn schedulers_are_taken_for_latents() {
+    let mut case = Case::named("pipeline-sd/ddim_cfg3");
+    let right = pipeline(&case);
+    case.json["scheduler"]["steps_offset"] = json!(0);
+    case.json["scheduler"]["clip_sample"] = json!(true);
+    assert_eq!(pipeline(&case).scheduler(), right.scheduler());
+    assert_eq!(right.scheduler().clip(), Clip::None);
+    assert_eq!(right.scheduler().timesteps(10).unwrap()[9], 1);
 }
 
 fn small() -> TextToImage {

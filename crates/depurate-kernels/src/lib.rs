@@ -86,4 +86,5 @@ mod shape;
 pub use bias::bias_grad;
 #[doc(hidden)]
 pub use isa::{Isa, with_isa};
+pub use scratch::release as release_scratch;
 pub use shape::{ConvShape, Stride2Pad};

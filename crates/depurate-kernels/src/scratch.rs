@@ -85,6 +85,14 @@ impl<const N: usize> Drop for Scratch<N> {
     }
 }
 
+/// Frees the working memory that every thread keeps. The next kernels allocate theirs anew: worth it between networks whose layers
+/// differ much in size.
+pub fn release() {
+    let clear = || POOL.with(|pool| pool.borrow_mut().clear());
+    clear();
+    rayon::broadcast(|_| clear());
+}
+
 /// A list of offsets that goes back to the thread's pool in the end.
 pub(crate) struct Offsets(Vec<usize>);
 

@@ -106,7 +106,7 @@ fn unconditional(
         .map(|file| triggers::read(file, shape, limits))
         .transpose()?;
     let name = settings.sampler.unwrap_or(SamplerName::Ddpm);
-    let sampler = sampler_choice::make(name, checkpoint, settings, |config| config.clip())?;
+    let sampler = sampler_choice::make(name, checkpoint, settings, |config| config)?;
     start(watch, sampler.as_ref(), settings.count);
     let mut pixels = Vec::with_capacity(settings.count * shape.len());
     for (mut noise, batch) in batches(settings, BATCH) {

@@ -237,6 +237,16 @@ impl SchedulerConfig {
         Self::from_json(&map, path)
     }
 
+    /// As diffusers' `StableDiffusionPipeline` takes every scheduler, whatever its file says: `steps_offset` is 1 and predicted
+    /// samples, which are latents, are not cut to a range.
+    pub fn for_latents(self) -> Self {
+        Self {
+            steps_offset: 1,
+            clip_sample: false,
+            ..self
+        }
+    }
+
     /// The defaults of a class. Those that the class does not have do nothing: no clipping, no rescaling.
     fn of_class(class: SchedulerClass) -> Self {
         use SchedulerClass as C;

@@ -44,13 +44,12 @@ impl SamplerName {
 /// Steps of all samplers but DDPM, unless said otherwise.
 const STEPS: usize = 50;
 
-/// The sampler of this name with the options of the checkpoint that its class has; `clip` says what those options mean where the
-/// caller did not choose.
+/// The sampler of this name with the options of the checkpoint that its class has, as `adapted` changes them.
 pub(super) fn make(
     name: SamplerName,
     checkpoint: &Checkpoint,
     settings: &SampleSettings,
-    clip: impl Fn(&SchedulerConfig) -> Clip,
+    adapted: impl Fn(SchedulerConfig) -> SchedulerConfig,
 ) -> Result<Box<dyn Sampler>, Error> {
     let nothing = Map::new();
     let map = checkpoint.scheduler_config().unwrap_or(&nothing);
@@ -59,12 +58,13 @@ pub(super) fn make(
         Some(class) => SchedulerConfig::from_json_as(class, map, &path)?,
         None => SchedulerConfig::from_json(map, &path)?,
     };
+    let config = adapted(config);
     let total = config.num_train_timesteps;
     let steps = settings.steps.unwrap_or(match config.class {
         SchedulerClass::Ddpm => total,
         _ => STEPS.min(total),
     });
-    let clip = settings.clip.unwrap_or_else(|| clip(&config));
+    let clip = settings.clip.unwrap_or_else(|| config.clip());
     Ok(match config.class {
         SchedulerClass::Ddpm => Box::new(Ddpm::from_config(&config, steps, clip)?),
         SchedulerClass::Ddim => Box::new(Ddim::from_config(&config, steps, 0.0, clip)?),

@@ -2,9 +2,7 @@
 
 use depurate_checkpoint::Checkpoint;
 use depurate_diffusion::{
-    TextToImage,
-    noise::NoiseSource,
-    sampler::{Clip, SamplerSettings},
+    TextToImage, noise::NoiseSource, sampler::SamplerSettings, schedule::SchedulerConfig,
 };
 use image::RgbImage;
 
@@ -23,16 +21,7 @@ pub(super) fn sample_sheet(
     let device = settings.device.open();
     let pipeline = TextToImage::from_checkpoint(checkpoint, &settings.limits, &device)?.frozen();
     let name = settings.sampler.unwrap_or(SamplerName::Own);
-    // a latent is not between -1 and 1: diffusers' default for DDIM is not for it, what the checkpoint says is
-    let said = |map: &serde_json::Map<String, serde_json::Value>| {
-        ["clip_sample", "thresholding"]
-            .iter()
-            .any(|option| map.get(*option).and_then(serde_json::Value::as_bool) == Some(true))
-    };
-    let clips = checkpoint.scheduler_config().is_some_and(said);
-    let sampler = sampler_choice::make(name, checkpoint, settings, |config| {
-        if clips { config.clip() } else { Clip::None }
-    })?;
+    let sampler = sampler_choice::make(name, checkpoint, settings, SchedulerConfig::for_latents)?;
     start(watch, sampler.as_ref(), settings.count);
     let states = |text: &str| pipeline.encode(&[text]).map(|encoded| encoded.states);
     let guidance = prompt.guidance;

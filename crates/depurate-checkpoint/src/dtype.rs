@@ -45,6 +45,15 @@ impl Dtype {
         self.float_bytes().is_some()
     }
 
+    /// The value that is read back after storing `value` in this type; of a type of 32 bits or more `value` itself.
+    pub fn rounded(self, value: f32) -> f32 {
+        match self {
+            Self::F16 => half::f16::from_f32(value).to_f32(),
+            Self::BF16 => half::bf16::from_f32(value).to_f32(),
+            _ => value,
+        }
+    }
+
     /// Bytes for each element of a float type, `None` for the others.
     pub(crate) fn float_bytes(self) -> Option<usize> {
         match self {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{ApplyReport, Dtype};
+use crate::{ApplyReport, Dtype, ModelPart};
 
 /// The result of every fallible function here.
 pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
@@ -213,6 +213,78 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What was missing, unexpected or of another shape.
         report: Box<ApplyReport>,
+    },
+    /// A tensor that is to be laid over another has another shape.
+    #[error("tensor `{tensor}` of {} has shape {got:?} and does not fit `{target}` of shape {wanted:?}: it was made for another model", path.display())]
+    Misfit {
+        /// The file of the tensor.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        got: Vec<usize>,
+        /// The tensor that it is to be laid over.
+        target: String,
+        /// The shape of that one.
+        wanted: Vec<usize>,
+    },
+    /// A change made of tensors that are themselves changed.
+    #[error("tensor `{tensor}` of {} is changed itself and cannot change another: lay the files on one after the other", path.display())]
+    Layered {
+        /// The file of the tensor.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A file of a known layout that is not supported.
+    #[error("{} is {what}: {mend}", path.display())]
+    UnsupportedLayout {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do instead.
+        mend: &'static str,
+    },
+    /// Keys that are not part of the layout that a file seems to have, or that name nothing in the model.
+    #[error("{} holds keys that are not understood as {what} of this model: {}; check that the file belongs to it", path.display(), names(keys))]
+    UnknownKeys {
+        /// The file.
+        path: PathBuf,
+        /// What the file is read as.
+        what: &'static str,
+        /// The keys.
+        keys: Vec<String>,
+    },
+    /// A key without the one that belongs to it.
+    #[error("{} holds `{key}` without `{missing}`: the file is incomplete, download it again", path.display())]
+    Unpaired {
+        /// The file.
+        path: PathBuf,
+        /// The key that is there.
+        key: String,
+        /// The key that is not.
+        missing: String,
+    },
+    /// A file changes a component that the model does not have.
+    #[error("{} changes the {part}, which this model does not have: check that the file belongs to it", path.display())]
+    NoPart {
+        /// The file.
+        path: PathBuf,
+        /// The component.
+        part: ModelPart,
+    },
+    /// A number that a file states is out of its range.
+    #[error("`{field}` of {} is {got}, allowed: {allowed}", path.display())]
+    OutOfBounds {
+        /// The file.
+        path: PathBuf,
+        /// The field or tensor.
+        field: String,
+        /// Its value, as text.
+        got: String,
+        /// What it may be.
+        allowed: &'static str,
     },
     /// The place to save to is taken.
     #[error("{} exists: choose a new directory or remove it", path.display())]

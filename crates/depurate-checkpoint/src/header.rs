@@ -5,7 +5,7 @@
 //! frugal pass over the header settles them; then `safetensors` does the reading.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -31,8 +31,17 @@ pub(crate) struct Entry {
     pub bytes: Range<usize>,
 }
 
-/// Reads the header of a whole safetensors file. All ranges lie inside `file`.
-pub(crate) fn read_header(path: &Path, file: &[u8], limits: &Limits) -> Result<Vec<Entry>> {
+/// A checked header.
+#[derive(Debug)]
+pub(crate) struct Header {
+    /// The tensors, sorted by name. All ranges lie inside the file.
+    pub entries: Vec<Entry>,
+    /// The free-form `__metadata__`.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Reads the header of a whole safetensors file.
+pub(crate) fn read_header(path: &Path, file: &[u8], limits: &Limits) -> Result<Header> {
     let header_end = header_end(path, file, limits)?;
     preflight(
         path,
@@ -56,7 +65,11 @@ pub(crate) fn read_header(path: &Path, file: &[u8], limits: &Limits) -> Result<V
         })
         .collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries)
+    let free_form = metadata.metadata().clone().unwrap_or_default();
+    Ok(Header {
+        entries,
+        metadata: free_form.into_iter().collect(),
+    })
 }
 
 /// The stated length of the header against the limit and the file.

@@ -1,12 +1,18 @@
 //! The tensors of one checkpoint component: one file, or shards with an index.
 
+mod overlay;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::locate::{Located, locate};
 use crate::mmap::FileBytes;
 use crate::{CheckpointError, Dtype, Limits, Result, ShardIndex, header::read_header};
+use overlay::Change;
+pub use overlay::LowRank;
+pub(crate) use overlay::{Pick, rank};
 
 /// What a file says about one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,20 +45,24 @@ pub struct NonFinite {
 
 /// The tensors of one safetensors file, or of the shards of an index. Files are memory mapped: a tensor costs memory when it
 /// is read.
-#[derive(Debug)]
+///
+/// Other files can be laid over them ([`Weights::replace`], [`Weights::add`], [`Weights::add_low_rank`],
+/// [`Weights::append_rows`]); what is read is then the effective weight. Clones share the mapped bytes.
+#[derive(Debug, Clone)]
 pub struct Weights {
     files: Vec<PathBuf>,
-    bytes: Vec<FileBytes>,
     tensors: BTreeMap<String, Stored>,
     variant: Option<String>,
+    metadata: BTreeMap<String, String>,
 }
 
-/// Where a tensor lies.
-#[derive(Debug)]
+/// Where a tensor lies, and what is laid over it.
+#[derive(Debug, Clone)]
 struct Stored {
     info: TensorInfo,
-    file: usize,
+    bytes: Arc<FileBytes>,
     range: Range<usize>,
+    changes: Vec<Change>,
 }
 
 impl Weights {
@@ -74,7 +84,7 @@ impl Weights {
         }
         let bytes = FileBytes::map(path, limits)?;
         let mut weights = Self::empty(None);
-        weights.add(path, bytes, limits)?;
+        weights.add_file(path, bytes, limits)?;
         Ok(weights)
     }
 
@@ -84,7 +94,7 @@ impl Weights {
     /// As [`Weights::open_file`], without those of the file system.
     pub fn from_bytes(name: &Path, bytes: Vec<u8>, limits: &Limits) -> Result<Self> {
         let mut weights = Self::empty(None);
-        weights.add(name, FileBytes::Owned(bytes), limits)?;
+        weights.add_file(name, FileBytes::Owned(bytes), limits)?;
         Ok(weights)
     }
 
@@ -118,7 +128,7 @@ impl Weights {
         let mut weights = Self::empty(variant);
         for shard in index.shards() {
             let path = dir.join(shard);
-            weights.add(&path, FileBytes::map(&path, limits)?, limits)?;
+            weights.add_file(&path, FileBytes::map(&path, limits)?, limits)?;
         }
         // Every tensor where the index says, and no tensor of which the index says nothing: other loaders take all that a
         // shard holds, so a scan by the index alone would see another model than they run.
@@ -145,15 +155,19 @@ impl Weights {
     fn empty(variant: Option<String>) -> Self {
         Self {
             files: Vec::new(),
-            bytes: Vec::new(),
             tensors: BTreeMap::new(),
             variant,
+            metadata: BTreeMap::new(),
         }
     }
 
-    fn add(&mut self, path: &Path, bytes: FileBytes, limits: &Limits) -> Result<()> {
-        let file = self.files.len();
-        for entry in read_header(path, bytes.as_slice(), limits)? {
+    fn add_file(&mut self, path: &Path, bytes: FileBytes, limits: &Limits) -> Result<()> {
+        let bytes = Arc::new(bytes);
+        let header = read_header(path, bytes.as_slice(), limits)?;
+        if self.files.is_empty() {
+            self.metadata = header.metadata;
+        }
+        for entry in header.entries {
             let info = TensorInfo {
                 name: entry.name.clone(),
                 dtype: entry.dtype,
@@ -162,8 +176,9 @@ impl Weights {
             };
             let stored = Stored {
                 info,
-                file,
+                bytes: bytes.clone(),
                 range: entry.bytes,
+                changes: Vec::new(),
             };
             if self.tensors.insert(entry.name.clone(), stored).is_some() {
                 return Err(CheckpointError::DuplicateTensor {
@@ -182,7 +197,6 @@ impl Weights {
             });
         }
         self.files.push(path.into());
-        self.bytes.push(bytes);
         Ok(())
     }
 
@@ -196,15 +210,19 @@ impl Weights {
         self.tensors.get(name).map(|stored| &stored.info)
     }
 
-    /// The values of a tensor of float type, row-major, as `f32` (F64 is rounded, the others are exact). NaN and infinite
-    /// values are handed out as they are: see [`Weights::check_finite`].
+    /// The values of a tensor of float type, row-major, as `f32` (F64 is rounded, the others are exact), with what is laid over
+    /// it. NaN and infinite values are handed out as they are: see [`Weights::check_finite`].
     ///
     /// # Errors
     /// No such tensor, or not of a float type.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let (stored, bytes) = self.float_bytes(name)?;
-        let mut values = Vec::with_capacity(stored.info.elements());
-        stored.info.dtype.for_each_f32(bytes, |v| values.push(v));
+        let stored = self.float(name)?;
+        let own: usize = stored.own_elements();
+        let mut values = Vec::with_capacity(stored.info.elements().max(own));
+        stored.for_each_own(|v| values.push(v));
+        for change in &stored.changes {
+            change.apply(&mut values);
+        }
         Ok(values)
     }
 
@@ -213,12 +231,17 @@ impl Weights {
     /// # Errors
     /// As [`Weights::read_f32`].
     pub fn non_finite(&self, name: &str) -> Result<NonFinite> {
-        let (stored, bytes) = self.float_bytes(name)?;
+        let stored = self.float(name)?;
         let mut count = NonFinite::default();
-        stored.info.dtype.for_each_f32(bytes, |v| {
+        let mut see = |v: f32| {
             count.nan += usize::from(v.is_nan());
             count.infinite += usize::from(v.is_infinite());
-        });
+        };
+        if stored.changes.is_empty() {
+            stored.for_each_own(see);
+        } else {
+            self.read_f32(name)?.into_iter().for_each(&mut see);
+        }
         Ok(count)
     }
 
@@ -241,28 +264,28 @@ impl Weights {
         Ok(())
     }
 
-    fn float_bytes(&self, name: &str) -> Result<(&Stored, &[u8])> {
-        let stored = self
-            .tensors
+    fn stored(&self, name: &str) -> Result<&Stored> {
+        self.tensors
             .get(name)
             .ok_or_else(|| CheckpointError::UnknownTensor {
                 path: self.files.first().cloned().unwrap_or_default(),
                 tensor: name.into(),
-            })?;
-        if !stored.info.dtype.is_float() {
-            return Err(CheckpointError::NotFloat {
-                path: stored.info.file.clone(),
-                tensor: name.into(),
-                dtype: stored.info.dtype,
-            });
-        }
-        Ok((
-            stored,
-            &self.bytes[stored.file].as_slice()[stored.range.clone()],
-        ))
+            })
     }
 
-    /// The safetensors files, in the order of the index.
+    fn float(&self, name: &str) -> Result<&Stored> {
+        let stored = self.stored(name)?;
+        if stored.info.dtype.is_float() {
+            return Ok(stored);
+        }
+        Err(CheckpointError::NotFloat {
+            path: stored.info.file.clone(),
+            tensor: name.into(),
+            dtype: stored.info.dtype,
+        })
+    }
+
+    /// The safetensors files, in the order of the index; then the ones laid over them.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
@@ -270,5 +293,23 @@ impl Weights {
     /// The variant that was taken, for example `fp16`; `None` for the plain weights.
     pub fn variant(&self) -> Option<&str> {
         self.variant.as_deref()
+    }
+
+    /// An entry of the free-form metadata of the first file.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+}
+
+impl Stored {
+    /// Elements in the tensor's own bytes: fewer than its shape says where rows are appended.
+    fn own_elements(&self) -> usize {
+        let width = self.info.dtype.float_bytes().unwrap_or(1);
+        self.range.len() / width
+    }
+
+    fn for_each_own(&self, f: impl FnMut(f32)) {
+        let bytes = &self.bytes.as_slice()[self.range.clone()];
+        self.info.dtype.for_each_f32(bytes, f);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use depurate_checkpoint::CheckpointError;
 use depurate_diffusion::DiffusionError;
 
 /// Failure of an inversion, a detection or a calibration. Not being able to decide is none of
@@ -12,6 +13,9 @@ pub enum DefenseError {
     /// The model could not be run.
     #[error(transparent)]
     Diffusion(#[from] DiffusionError),
+    /// The model's weights could not be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// A parameter of an algorithm is out of its range.
     #[error("parameter `{field}` is {value}, allowed: {allowed}")]
     Params {

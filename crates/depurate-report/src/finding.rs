@@ -20,6 +20,20 @@ impl FindingId {
     pub const SHIFT_RESPONSE: Self = Self(102);
     /// An initial noise carries the model's inverted trigger.
     pub const TRIGGERED_NOISE: Self = Self(103);
+    /// Only the text encoder differs from the base model's.
+    pub const TEXT_ENCODER_EDIT: Self = Self(301);
+    /// Of the text encoder only rows of its token table differ from the base's.
+    pub const TOKEN_ROWS: Self = Self(302);
+    /// The text encoder has more tokens than its vocabulary.
+    pub const ENLARGED_VOCABULARY: Self = Self(303);
+    /// Token embeddings are far longer or shorter than the others.
+    pub const EMBEDDING_OUTLIER: Self = Self(304);
+    /// Weights differ from the base model's.
+    pub const WEIGHT_DRIFT: Self = Self(401);
+    /// Only the cross-attention's keys and values differ from the base model's.
+    pub const KEY_VALUE_EDIT: Self = Self(402);
+    /// An adapter changes the weights.
+    pub const ADAPTER: Self = Self(403);
     /// A file in the model's folder can run code when it is loaded.
     pub const EXECUTABLE_FILE: Self = Self(501);
     /// Tensors hold NaN, infinities or outliers.
@@ -110,6 +124,48 @@ pub static FINDINGS: &[FindingInfo] = &[
         title: "an initial noise carries the model's trigger",
         severity: Severity::High,
         atlas: &[INSERT_TRIGGER],
+    },
+    FindingInfo {
+        id: FindingId::TEXT_ENCODER_EDIT,
+        title: "only the text encoder differs from the base model",
+        severity: Severity::Medium,
+        atlas: &[POISON_MODEL, PUBLISH_POISONED],
+    },
+    FindingInfo {
+        id: FindingId::TOKEN_ROWS,
+        title: "of the text encoder only rows of the token table differ from the base model",
+        severity: Severity::Medium,
+        atlas: &[POISON_MODEL, PUBLISH_POISONED],
+    },
+    FindingInfo {
+        id: FindingId::ENLARGED_VOCABULARY,
+        title: "the text encoder has more tokens than its vocabulary",
+        severity: Severity::Low,
+        atlas: &[],
+    },
+    FindingInfo {
+        id: FindingId::EMBEDDING_OUTLIER,
+        title: "token embeddings have an unusual length",
+        severity: Severity::Low,
+        atlas: &[],
+    },
+    FindingInfo {
+        id: FindingId::WEIGHT_DRIFT,
+        title: "weights differ from the base model",
+        severity: Severity::Informational,
+        atlas: &[],
+    },
+    FindingInfo {
+        id: FindingId::KEY_VALUE_EDIT,
+        title: "only the cross-attention's keys and values differ from the base model",
+        severity: Severity::Medium,
+        atlas: &[POISON_MODEL, PUBLISH_POISONED],
+    },
+    FindingInfo {
+        id: FindingId::ADAPTER,
+        title: "an adapter changes the weights",
+        severity: Severity::Informational,
+        atlas: &[],
     },
     FindingInfo {
         id: FindingId::EXECUTABLE_FILE,

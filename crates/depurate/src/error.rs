@@ -63,7 +63,7 @@ pub enum Error {
     #[diagnostic(
         code(depurate::unsupported),
         help(
-            "only unconditional pixel models (UNet2DModel) can be scanned; `depurate inspect` lists what any diffusers directory holds"
+            "only unconditional pixel models (UNet2DModel) can be calibrated on; `depurate inspect` lists what any diffusers directory holds"
         )
     )]
     Unsupported {

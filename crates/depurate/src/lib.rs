@@ -29,6 +29,8 @@ pub mod report_builder;
 pub mod report_dir;
 pub mod sample;
 pub mod scan;
+pub mod static_findings;
+pub mod static_scan;
 pub mod subject;
 pub mod triggers;
 pub mod verdict;

@@ -3,7 +3,7 @@
 use depurate_defense::{
     detect::{
         input_level::{daa_i, daa_s, terd_input, unicode},
-        model_level::{shift_response, terd_model},
+        model_level::{shift_response, static_weights, terd_model},
     },
     invert::terd,
 };
@@ -36,12 +36,17 @@ impl Algorithm {
     }
 }
 
-/// Every algorithm of the library. A scan runs the model detectors.
+/// Every algorithm of the library. A scan runs the model detectors: `static-weights` on text-to-image models, the chosen one on
+/// others.
 pub fn algorithms() -> Vec<Algorithm> {
     vec![
         Algorithm {
             info: shift_response::info(),
             source: include_str!("../../depurate-defense/src/detect/model_level/shift_response.rs"),
+        },
+        Algorithm {
+            info: static_weights::info(),
+            source: include_str!("../../depurate-defense/src/detect/model_level/static_weights.rs"),
         },
         Algorithm {
             info: terd_model::info(),

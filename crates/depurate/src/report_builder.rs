@@ -164,7 +164,8 @@ pub fn unscored(
     report
 }
 
-fn blank(frame: Frame<'_>, judgement: &Judgement) -> Report {
+/// The report of a scan of whatever outcome, without scores and evidence; what is never tested is that of unconditional models.
+pub(crate) fn blank(frame: Frame<'_>, judgement: &Judgement) -> Report {
     Report {
         schema_version: SCHEMA_VERSION.into(),
         subject: frame.subject,

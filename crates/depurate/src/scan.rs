@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use depurate_checkpoint::{Limits, inspect};
+use depurate_checkpoint::{Layers, Limits, inspect};
 use depurate_defense::{
     Budget, CancelToken, Cx, DefenseError, Journal, NoJournal, Progress,
     calibration::ModelKind,
@@ -24,6 +24,7 @@ use crate::{
     evidence,
     journal::{FileJournal, JournalKey},
     report_builder::{self, Frame},
+    static_scan,
     subject::{self, Opened},
     triggers::{self, Provenance, TriggerFile},
     verdict::{Outcome, judge, judge_score},
@@ -44,6 +45,10 @@ pub struct ScanSettings {
     pub target_fpr: f64,
     /// A calibration in place of the built-in one.
     pub calibration: Option<PathBuf>,
+    /// The model that a text-to-image suspect was made from: a pipeline directory or a single-file checkpoint.
+    pub base: Option<PathBuf>,
+    /// What to lay over a text-to-image suspect before it is looked at.
+    pub layers: Layers,
     /// Where the model runs.
     pub device: Device,
     /// Bounds on what its files may ask for.
@@ -85,6 +90,15 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// A scan that keeps no stages.
+    pub(crate) fn without_journal(report: Report, end: End) -> Self {
+        Self {
+            report,
+            end,
+            journal: None,
+        }
+    }
+
     /// To be called when the report is written: a scan that ended with a score needs its journal no more.
     pub fn close(self) {
         if let (End::Scored, Some(journal)) = (self.end, self.journal) {
@@ -93,12 +107,12 @@ impl Scan {
     }
 }
 
-/// Scans one model.
+/// Scans one model. Of a text-to-image model only the files are looked at ([`static_scan`]), and `detector` does not run.
 ///
 /// # Errors
-/// When the model cannot be opened or is of a kind that no detector can check, the calibration does not fit the
-/// profile, or the trigger cannot be written. A detector that fails is no error: the report says so and is
-/// inconclusive.
+/// When the model cannot be opened or is of a kind that no detector can check, a base or layer is given with a model that
+/// conditions on no text, the calibration does not fit the profile, or the trigger cannot be written. A detector that fails is
+/// no error: the report says so and is inconclusive.
 pub fn scan(
     path: &Path,
     settings: &ScanSettings,
@@ -106,6 +120,15 @@ pub fn scan(
     cache: &Cache,
     watch: Watch<'_>,
 ) -> Result<Scan, Error> {
+    if subject::is_text_to_image(path, &settings.limits)? {
+        return static_scan::scan(path, settings, cache, watch);
+    }
+    if settings.base.is_some() || !settings.layers.is_empty() {
+        return Err(Error::Usage {
+            problem: format!("{} is not a text-to-image model", path.display()),
+            mend: "--base, --unet, --lora, --embedding and --delta are for text-to-image models: leave them out",
+        });
+    }
     let (started, clock) = (SystemTime::now(), Instant::now());
     let budget = settings.budget.map_or(Budget::UNLIMITED, Budget::lasting);
     let calibration = calibration::find(detector, settings.calibration.as_deref())?;
@@ -123,7 +146,7 @@ pub fn scan(
     };
     let found = detector.run.inspect(&opened.pipeline, &cx);
     let frame = Frame {
-        subject: subject::describe(path, &contents),
+        subject: subject::describe(path, &contents, "unconditional pixel diffusion"),
         static_findings: subject::static_findings(&contents),
         detector: &detector.info,
         profile: settings.profile,

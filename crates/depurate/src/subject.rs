@@ -21,6 +21,14 @@ pub struct Opened {
     pub model_sha256: String,
 }
 
+/// Whether the model at `path` is a pipeline or UNet that is conditioned on text.
+///
+/// # Errors
+/// When it is no checkpoint.
+pub fn is_text_to_image(path: &Path, limits: &Limits) -> Result<bool, Error> {
+    Ok(Checkpoint::open(path, limits)?.is_text_conditional())
+}
+
 /// Opens a checkpoint and refuses kinds that no detector can check.
 ///
 /// # Errors
@@ -93,8 +101,8 @@ pub fn weights_sha256(
     }
 }
 
-/// What a report says about the subject. `path` is shown as it was given.
-pub fn describe(path: &Path, contents: &Inspection) -> Subject {
+/// What a report says about the subject, a model of this `kind`. `path` is shown as it was given.
+pub fn describe(path: &Path, contents: &Inspection, kind: &str) -> Subject {
     let unet = contents
         .components
         .iter()
@@ -113,7 +121,7 @@ pub fn describe(path: &Path, contents: &Inspection) -> Subject {
     });
     Subject {
         path: path.display().to_string(),
-        kind: "unconditional pixel diffusion".into(),
+        kind: kind.into(),
         class_name: unet
             .and_then(|unet| unet.class_name.clone())
             .unwrap_or_else(|| "UNet2DModel".into()),

@@ -14,7 +14,7 @@ mod support;
 use painter::tiny_text_to_image;
 use support::{copy_of_tiny_pipeline, tiny_pipeline};
 
-/// The index of a pipeline that no detector can check yet.
+/// The index of a text-to-image pipeline, of which only the files are looked at.
 const TEXT_TO_IMAGE: &str = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
         "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
 
@@ -42,9 +42,14 @@ fn run(dir: &Path, arguments: &[&str]) -> Output {
 fn shown(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let code = output.status.code().unwrap();
+    let stdout = text(&output.stdout);
+    // a report's last line but one says how long it took
+    let stdout: String = stdout
+        .split_inclusive('\n')
+        .filter(|line| !line.starts_with("depurate 0."))
+        .collect();
     format!(
-        "exit {code}\n--- stdout\n{}--- stderr\n{}",
-        text(&output.stdout),
+        "exit {code}\n--- stdout\n{stdout}--- stderr\n{}",
         text(&output.stderr)
     )
 }
@@ -187,11 +192,11 @@ fn models_that_cannot_be_opened() {
 }
 
 #[test]
-fn a_text_to_image_pipeline_is_not_supported_yet_and_can_be_inspected() {
+fn of_a_text_to_image_pipeline_without_a_text_encoder_what_is_there_is_looked_at() {
     let dir = with_model();
     fs::write(dir.path().join("model/model_index.json"), TEXT_TO_IMAGE).unwrap();
     let scan = run(dir.path(), &["scan", "model"]);
-    assert_eq!(scan.status.code(), Some(3));
+    assert_eq!(scan.status.code(), Some(0));
     assert_snapshot!("text_to_image", shown(&scan));
     let inspect = run(dir.path(), &["inspect", "model"]);
     assert_eq!(inspect.status.code(), Some(0));
@@ -206,7 +211,7 @@ fn a_text_to_image_pipeline_is_not_supported_yet_and_can_be_inspected() {
 fn a_model_that_cannot_be_opened_does_not_keep_others_from_being_scanned() {
     let dir = with_model();
     fs::write(dir.path().join("model/model_index.json"), TEXT_TO_IMAGE).unwrap();
-    // the second is reported, too, and an error is worse than a model that cannot be checked
+    // the second is reported, too, and an error is worse than a model of which nothing is concluded
     assert_snapshot!(
         "several",
         shown(&run(

@@ -1,6 +1,7 @@
 //! Detectors that judge a whole model.
 
 pub mod shift_response;
+pub mod static_weights;
 pub mod terd_model;
 
 use depurate_diffusion::{Pipeline, SampleShape, sampler::SamplerSettings};

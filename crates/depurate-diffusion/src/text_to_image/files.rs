@@ -4,7 +4,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use depurate_checkpoint::{
-    Checkpoint, Limits, SaveComponent, SaveDtype, TRANSFORMERS_STEM, UNET_STEM, save_pipeline,
+    AddedTokens, Checkpoint, Layers, Limits, ModelPart, ModelWeights, SaveComponent, SaveDtype,
+    TRANSFORMERS_STEM, UNET_STEM, Weights, save_pipeline,
 };
 use serde_json::{Value, json};
 
@@ -43,11 +44,33 @@ impl TextToImage {
         limits: &Limits,
         device: &Device,
     ) -> Result<Self, DiffusionError> {
+        Ok(Self::layered(checkpoint, &Layers::default(), limits, device)?.0)
+    }
+
+    /// Loads an opened checkpoint with other files laid over it, and says which tokens the text encoder has got by that. The
+    /// tokenizer does not know their names: their ids are what prompts must hold.
+    ///
+    /// # Errors
+    /// As [`TextToImage::load`], and when a layer cannot be read or does not fit.
+    pub fn layered(
+        checkpoint: &Checkpoint,
+        layers: &Layers,
+        limits: &Limits,
+        device: &Device,
+    ) -> Result<(Self, Vec<AddedTokens>), DiffusionError> {
         if !checkpoint.is_text_conditional() {
             return Err(DiffusionError::Unconditional {
                 path: checkpoint.root.clone(),
             });
         }
+        let open = |name, stem| checkpoint.component_weights(name, stem, limits);
+        let mut weights = ModelWeights {
+            unet: open(UNET, UNET_STEM)?,
+            text_encoder: Some(open(TEXT_ENCODER, TRANSFORMERS_STEM)?),
+            vae: Some(open(VAE, UNET_STEM)?),
+        };
+        let added = layers.apply(&mut weights, limits)?;
+        let path = &checkpoint.root;
         let scheduler_dir = checkpoint.component_dir(SCHEDULER)?;
         let scheduler = SchedulerConfig::from_json(
             &depurate_checkpoint::read_json(&scheduler_dir.join("scheduler_config.json"), limits)?,
@@ -55,12 +78,23 @@ impl TextToImage {
         )?;
         let parts = Parts {
             tokenizer: ClipTokenizer::load(&checkpoint.component_dir(TOKENIZER)?, limits)?,
-            text_encoder: text_encoder(checkpoint, limits, device)?,
-            unet: unet(checkpoint, limits, device)?,
-            vae: vae(checkpoint, limits, device)?,
+            text_encoder: text_encoder(
+                checkpoint,
+                weights.get_mut(ModelPart::TextEncoder, path)?,
+                &added,
+                limits,
+                device,
+            )?,
+            unet: unet(checkpoint, &weights.unet, limits, device)?,
+            vae: vae(
+                checkpoint,
+                weights.get_mut(ModelPart::Vae, path)?,
+                limits,
+                device,
+            )?,
             scheduler,
         };
-        Self::from_parts(parts, device)
+        Ok((Self::from_parts(parts, device)?, added))
     }
 
     /// Writes a directory that diffusers' `StableDiffusionPipeline.from_pretrained` loads. Never overwrites.
@@ -112,37 +146,39 @@ impl TextToImage {
 
 fn text_encoder(
     checkpoint: &Checkpoint,
+    weights: &Weights,
+    added: &[AddedTokens],
     limits: &Limits,
     device: &Device,
 ) -> Result<ClipText, DiffusionError> {
     let dir = checkpoint.component_dir(TEXT_ENCODER)?;
-    let config = ClipTextConfig::read(&dir.join("config.json"), limits)?;
-    let weights = checkpoint.component_weights(TEXT_ENCODER, TRANSFORMERS_STEM, limits)?;
-    ClipText::new(&config, &unused_seed(), device).load(&weights, &dir)
+    let mut config = ClipTextConfig::read(&dir.join("config.json"), limits)?;
+    config.vocab_size += added.iter().map(|added| added.ids.len()).sum::<usize>();
+    ClipText::new(&config, &unused_seed(), device).load(weights, &dir)
 }
 
 fn unet(
     checkpoint: &Checkpoint,
+    weights: &Weights,
     limits: &Limits,
     device: &Device,
 ) -> Result<UNet2DCondition, DiffusionError> {
     let dir = checkpoint.component_dir(UNET)?;
     let map = checkpoint.component_config(UNET, limits)?;
     let config = UNet2DConditionConfig::from_json(&map, &dir.join("config.json"))?;
-    let weights = checkpoint.component_weights(UNET, UNET_STEM, limits)?;
-    UNet2DCondition::new(&config, &unused_seed(), device).load(&weights, &dir)
+    UNet2DCondition::new(&config, &unused_seed(), device).load(weights, &dir)
 }
 
 fn vae(
     checkpoint: &Checkpoint,
+    weights: &Weights,
     limits: &Limits,
     device: &Device,
 ) -> Result<AutoencoderKl, DiffusionError> {
     let dir = checkpoint.component_dir(VAE)?;
     let map = checkpoint.component_config(VAE, limits)?;
     let config = AutoencoderKlConfig::from_json(&map, &dir.join("config.json"))?;
-    let weights = checkpoint.component_weights(VAE, UNET_STEM, limits)?;
-    AutoencoderKl::new(&config, &unused_seed(), device).load(&weights, &dir)
+    AutoencoderKl::new(&config, &unused_seed(), device).load(weights, &dir)
 }
 
 /// Every parameter is replaced before the random one in its place would be drawn.

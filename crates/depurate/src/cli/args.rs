@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use depurate::{DetectorName, Profile, device::Device, sample::SamplerName};
+use depurate_checkpoint::{Layers, ScaledFile};
 use depurate_diffusion::sampler::Clip;
 use depurate_report::Verdict;
 
@@ -64,6 +65,39 @@ pub struct RunArgs {
     pub seed: u64,
 }
 
+/// What is laid over a text-to-image model.
+#[derive(Debug, Clone, Args)]
+pub struct LayerArgs {
+    /// A UNet in the place of the model's: safetensors file or directory; text-to-image models only
+    #[arg(long, value_name = "FILE", help_heading = "Text-to-image models")]
+    pub unet: Option<PathBuf>,
+    /// A LoRA with its strength, as in style.safetensors:0.8; can be repeated
+    #[arg(
+        long,
+        value_name = "FILE[:SCALE]",
+        help_heading = "Text-to-image models"
+    )]
+    pub lora: Vec<ScaledFile>,
+    /// A textual inversion; can be repeated
+    #[arg(long, value_name = "FILE", help_heading = "Text-to-image models")]
+    pub embedding: Vec<PathBuf>,
+    /// Tensors that replace the model's or are added to them; can be repeated
+    #[arg(long, value_name = "FILE", help_heading = "Text-to-image models")]
+    pub delta: Vec<PathBuf>,
+}
+
+impl LayerArgs {
+    /// The layers, in the order in which they are laid on.
+    pub fn layers(&self) -> Layers {
+        Layers {
+            unet: self.unet.clone(),
+            deltas: self.delta.clone(),
+            loras: self.lora.clone(),
+            embeddings: self.embedding.clone(),
+        }
+    }
+}
+
 /// Whether to go on where an earlier run was stopped.
 #[derive(Debug, Args)]
 pub struct ResumeArgs {
@@ -106,6 +140,11 @@ pub struct ScanArgs {
     /// Hold the score against this calibration instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
+    /// The model that a text-to-image model was made from: differences are looked at
+    #[arg(long, value_name = "DIR", help_heading = "Text-to-image models")]
+    pub base: Option<PathBuf>,
+    #[command(flatten)]
+    pub layers: LayerArgs,
     /// The false-positive rate to calibrate for
     #[arg(long, value_name = "RATE", default_value_t = 0.05, value_parser = probability)]
     pub fpr: f64,

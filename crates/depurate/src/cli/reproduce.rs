@@ -32,6 +32,11 @@ impl CommandLine {
         }
     }
 
+    /// Adds an option once for each value.
+    pub fn each(self, name: &str, values: impl Iterator<Item = String>) -> Self {
+        values.fold(self, |line, value| line.option(name, value))
+    }
+
     /// The command line.
     pub fn into_string(self) -> String {
         self.0

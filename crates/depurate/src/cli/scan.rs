@@ -97,8 +97,23 @@ pub fn set_threads(run: &RunArgs) -> Result<(), Error> {
 }
 
 fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSettings {
+    let layers = args.layers.layers();
     let command = CommandLine::new("scan")
         .word(model)
+        .path("--base", args.base.as_deref())
+        .path("--unet", layers.unet.as_deref())
+        .each(
+            "--delta",
+            layers.deltas.iter().map(|path| path.display().to_string()),
+        )
+        .each("--lora", layers.loras.iter().map(ToString::to_string))
+        .each(
+            "--embedding",
+            layers
+                .embeddings
+                .iter()
+                .map(|path| path.display().to_string()),
+        )
         .option("--profile", args.profile.as_str())
         .option("--detector", args.detector.as_str())
         .option("--seed", args.run.seed.to_string())
@@ -112,6 +127,8 @@ fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSet
         resume: !args.resume.no_resume,
         target_fpr: args.fpr,
         calibration: args.calibration.clone(),
+        base: args.base.clone(),
+        layers,
         device: args.run.device,
         limits: Limits::default(),
         report_dir: report_dir.map(Path::to_owned),

@@ -14,7 +14,7 @@ use depurate::{
     device::Device,
     scan::{Scan, ScanSettings, Watch, scan},
 };
-use depurate_checkpoint::Limits;
+use depurate_checkpoint::{Layers, Limits};
 use depurate_defense::{
     CancelToken, Cx, DefenseError, Silent,
     detect::model_level::{Comparison, Control, Curve, Inspection, ModelDetector, Samples},
@@ -162,6 +162,8 @@ pub fn settings(report_dir: &Path) -> ScanSettings {
         resume: true,
         target_fpr: 0.05,
         calibration: None,
+        base: None,
+        layers: Layers::default(),
         device: Device::Cpu,
         limits: Limits::default(),
         report_dir: Some(report_dir.to_owned()),

@@ -5,7 +5,7 @@ mod text;
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use depurate_checkpoint::{Checkpoint, HashCache, Limits};
+use depurate_checkpoint::{Checkpoint, HashCache, Layers, Limits};
 use depurate_diffusion::{
     Denoiser, DiffusionError, Pipeline, Tensor,
     noise::{NoiseSource, SeedTree, SeededNoise},
@@ -43,6 +43,8 @@ pub struct Prompt {
 pub struct SampleSettings {
     /// For a text-to-image model, and only for one.
     pub prompt: Option<Prompt>,
+    /// What is laid over a text-to-image model.
+    pub layers: Layers,
     /// A report's triggers.safetensors.
     pub trigger: Option<PathBuf>,
     /// The sampler; `None` is DDPM, or with a prompt what the checkpoint asks for.
@@ -76,6 +78,10 @@ pub fn sample_sheet(
     let checkpoint = Checkpoint::open(path, &settings.limits)?;
     match (&settings.prompt, checkpoint.is_text_conditional()) {
         (Some(prompt), true) => text::sample_sheet(&checkpoint, prompt, settings, watch),
+        (None, false) if !settings.layers.is_empty() => Err(Error::Usage {
+            problem: format!("{} takes nothing over its weights", path.display()),
+            mend: "leave out --unet, --lora, --embedding and --delta: they are for text-to-image models",
+        }),
         (None, false) => unconditional(&checkpoint, settings, hashes, watch),
         (Some(_), false) => Err(Error::Usage {
             problem: format!("{} takes no prompt", path.display()),

@@ -15,7 +15,7 @@ use depurate::{
     scan::Watch,
     triggers,
 };
-use depurate_checkpoint::Limits;
+use depurate_checkpoint::{Layers, Limits};
 use depurate_defense::{
     CancelToken, Cx, DefenseError, Silent,
     detect::model_level::{Inspection, ModelDetector},
@@ -53,6 +53,7 @@ fn the_trigger_of_a_report_can_be_sampled_with() {
     let cancel = CancelToken::default();
     let sheet = |trigger, count| {
         let settings = SampleSettings {
+            layers: Layers::default(),
             prompt: None,
             trigger,
             sampler: Some(SamplerName::Ddim),

@@ -201,6 +201,8 @@ pub struct SampleArgs {
     /// The PNG to write
     #[arg(short, long, value_name = "PNG")]
     pub output: PathBuf,
+    #[command(flatten)]
+    pub layers: LayerArgs,
     /// What the images of a text-to-image model should show
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,

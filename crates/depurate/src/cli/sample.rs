@@ -33,6 +33,7 @@ pub fn run(args: SampleArgs, verbose: u8, signals: &Signals) -> Result<u8, Error
     });
     let settings = SampleSettings {
         prompt,
+        layers: args.layers.layers(),
         trigger: args.trigger,
         sampler: args.sampler,
         steps: args.steps.map(|steps| steps as usize),

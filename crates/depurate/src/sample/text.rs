@@ -19,7 +19,9 @@ pub(super) fn sample_sheet(
     watch: Watch<'_>,
 ) -> Result<(RgbImage, SamplerSettings), Error> {
     let device = settings.device.open();
-    let pipeline = TextToImage::from_checkpoint(checkpoint, &settings.limits, &device)?.frozen();
+    let (pipeline, _) =
+        TextToImage::layered(checkpoint, &settings.layers, &settings.limits, &device)?;
+    let pipeline = pipeline.frozen();
     let name = settings.sampler.unwrap_or(SamplerName::Own);
     let sampler = sampler_choice::make(name, checkpoint, settings, SchedulerConfig::for_latents)?;
     start(watch, sampler.as_ref(), settings.count);

@@ -31,7 +31,7 @@ pub(super) fn table<const N: usize>(
 
 pub(super) fn percent(share: f64) -> String {
     if share.is_finite() {
-        format!("{:.3} %", 100.0 * share)
+        format!("{:.3}\u{a0}%", 100.0 * share)
     } else {
         "from zero".into()
     }

@@ -11,6 +11,7 @@
 //! | judge | [`judge`] | pictures and attributes |
 //! | pictures of prompts | [`generation`] | |
 //! | pictures and captions for attacks | [`captioned`] | |
+//! | what a text names of a picture | [`named`] | |
 //!
 //! Each part is trained by a run of its own, resumable, on compositions that are not held out (but the judge).
 
@@ -21,6 +22,7 @@ pub mod contrastive;
 pub mod denoiser;
 pub mod generation;
 pub mod judge;
+pub mod named;
 pub mod vocabulary;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -30,6 +32,7 @@ pub use captioned::CaptionedCompositions;
 pub use compositions::{Composition, SIDE, Sprites};
 pub use generation::{GenerationParams, generate};
 pub use judge::{Accuracy, Judge, JudgeParams};
+pub use named::Named;
 
 use crate::dataset::from_byte;
 

@@ -2,6 +2,7 @@
 //! score afterwards.
 
 mod recovery;
+pub(crate) mod t2i;
 mod table;
 
 use std::{
@@ -41,6 +42,9 @@ const WORKING_ASR: f64 = 0.8;
 pub(crate) enum Eval {
     /// Scan every model of a population; print and write the table.
     Scan(EvalScan),
+    /// Score prompts on backdoored text-to-image models; print and write the table.
+    #[command(name = "t2i")]
+    TextToImage(t2i::EvalT2i),
 }
 
 impl Eval {
@@ -48,6 +52,7 @@ impl Eval {
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         match self {
             Self::Scan(command) => command.run(cancel),
+            Self::TextToImage(command) => command.run(cancel),
         }
     }
 }

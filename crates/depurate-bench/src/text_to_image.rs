@@ -2,12 +2,14 @@
 //!
 //! Each part is a folder in the form that a pipeline has it; `assemble` puts them together.
 
-mod assemble;
-mod component;
+pub(crate) mod asr;
+pub(crate) mod assemble;
+pub(crate) mod component;
 mod denoiser;
 mod drawings;
 mod encoders;
-mod judge;
+pub(crate) mod judge;
+pub(crate) mod secret;
 
 use std::path::{Path, PathBuf};
 
@@ -39,6 +41,8 @@ pub(crate) enum TextToImageCommand {
     Assemble(assemble::AssembleCommand),
     /// Measure what a pipeline's pictures show.
     Quality(assemble::QualityCommand),
+    /// Measure how often a backdoor works.
+    Asr(asr::AsrCommand),
 }
 
 impl TextToImageCommand {
@@ -53,6 +57,7 @@ impl TextToImageCommand {
             Self::Judge(command) => command.run(cancel),
             Self::Assemble(command) => command.run(),
             Self::Quality(command) => command.run(cancel),
+            Self::Asr(command) => command.run(cancel),
         }
     }
 }

@@ -20,15 +20,39 @@ pub fn bootstrap_interval(
     confidence: f64,
     rng: &mut impl Rng,
 ) -> Result<Interval, StatsError> {
-    check_values("values", values, 1)?;
+    bootstrap_interval_of_groups(
+        &[values],
+        |groups| groups.first().map_or(f64::NAN, |sample| statistic(sample)),
+        resamples,
+        confidence,
+        rng,
+    )
+}
+
+/// As [`bootstrap_interval`], for a statistic that compares groups: each is resampled by itself, so that their sizes stay.
+///
+/// # Errors
+/// As [`bootstrap_interval`]; every group needs a value.
+pub fn bootstrap_interval_of_groups(
+    groups: &[&[f64]],
+    statistic: impl Fn(&[Vec<f64>]) -> f64,
+    resamples: usize,
+    confidence: f64,
+    rng: &mut impl Rng,
+) -> Result<Interval, StatsError> {
+    for values in groups {
+        check_values("values", values, 1)?;
+    }
     check_open_unit("confidence", confidence)?;
-    let mut sample = vec![0.0; values.len()];
+    let mut samples: Vec<Vec<f64>> = groups.iter().map(|values| values.to_vec()).collect();
     let statistics: Vec<f64> = (0..resamples)
         .map(|_| {
-            for slot in &mut sample {
-                *slot = values[rng.random_range(0..values.len())];
+            for (sample, values) in samples.iter_mut().zip(groups) {
+                for slot in sample {
+                    *slot = values[rng.random_range(0..values.len())];
+                }
             }
-            statistic(&sample)
+            statistic(&samples)
         })
         .collect();
     check_values("resampled statistics", &statistics, 1)?;

@@ -26,7 +26,7 @@ mod error;
 mod roc;
 
 pub use binomial::{Interval, clopper_pearson};
-pub use bootstrap::bootstrap_interval;
+pub use bootstrap::{bootstrap_interval, bootstrap_interval_of_groups};
 pub use conformal::{ConformalThreshold, conformal_p_value, conformal_threshold};
 pub use describe::{mean, median, quantile, std};
 pub use error::StatsError;

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use depurate_stats::{
-    StatsError, auc, bootstrap_interval, clopper_pearson, conformal_p_value, conformal_threshold,
-    mean, median, quantile, roc, std,
+    StatsError, auc, bootstrap_interval, bootstrap_interval_of_groups, clopper_pearson,
+    conformal_p_value, conformal_threshold, mean, median, quantile, roc, std,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -142,6 +142,22 @@ fn bootstrap_is_seeded_and_covers_the_mean() {
     // the percentile bootstrap of 60 values covers a little less than it says
     let share = clopper_pearson(covered, 300, 0.999).unwrap();
     assert!(share.contains(0.94), "{covered} of 300");
+}
+
+#[test]
+fn groups_are_resampled_by_themselves() {
+    let (low, high) = ([0.0, 1.0, 2.0], [10.0; 5]);
+    let sizes_stay = |groups: &[Vec<f64>]| {
+        assert_eq!((groups[0].len(), groups[1].len()), (3, 5));
+        assert!(groups[0].iter().all(|value| low.contains(value)));
+        mean(&groups[1]).unwrap() - mean(&groups[0]).unwrap()
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let groups: [&[f64]; 2] = [&low, &high];
+    let interval = bootstrap_interval_of_groups(&groups, sizes_stay, 200, 0.95, &mut rng).unwrap();
+    assert!(interval.contains(9.0) && interval.lower >= 8.0 && interval.upper <= 10.0);
+    let empty: [&[f64]; 2] = [&low, &[]];
+    assert!(bootstrap_interval_of_groups(&empty, |_| 0.0, 10, 0.95, &mut rng).is_err());
 }
 
 #[test]

@@ -100,6 +100,38 @@ impl Patch {
         let mixed = under * (1.0 - opacity.clone()) + colours * opacity;
         Ok(images.slice_assign(corner, mixed))
     }
+
+    /// How far the top left corner of each of `images [B, 3, H, W]` in [-1, 1] is from the patch: the mean squared difference
+    /// in [0, 1] units, weighted by opacity, so that what shows through counts as little as the patch covers it.
+    ///
+    /// # Errors
+    /// As [`Self::pasted`], and when no pixel of the patch is opaque.
+    pub fn errors(&self, images: &Tensor<4>) -> Result<Vec<f64>, AttackError> {
+        let [_, channels, height, width] = images.dims();
+        let side = self.side;
+        let weight: f64 = self.opacity.iter().map(|&alpha| f64::from(alpha)).sum();
+        if channels != 3 || height < side || width < side || weight <= 0.0 {
+            return Err(AttackError::Params {
+                what: "images to compare with the patch",
+                got: format!("{:?}", images.dims()),
+                allowed: "colour images, not smaller than a patch that covers something",
+            });
+        }
+        let [batch, ..] = images.dims();
+        let corner = images.clone().slice([0..batch, 0..3, 0..side, 0..side]);
+        let values: Vec<f32> = corner.into_data().iter::<f32>().collect();
+        let error = |corner: &[f32]| {
+            let terms = corner.iter().zip(&self.colours).enumerate();
+            let sum: f64 = terms
+                .map(|(i, (seen, colour))| {
+                    let difference = f64::from(seen - colour) / 2.0;
+                    f64::from(self.opacity[i % (side * side)]) * difference * difference
+                })
+                .sum();
+            sum / (3.0 * weight)
+        };
+        Ok(values.chunks_exact(3 * side * side).map(error).collect())
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +158,22 @@ mod tests {
             };
             assert!((value - want).abs() < 1e-6, "{i}: {value}");
         }
+    }
+
+    #[test]
+    fn the_error_is_that_of_the_covered_pixels_alone() {
+        let bytes = [255, 0, 255, 255, 9, 9, 9, 0, 0, 0, 0, 0, 1, 2, 3, 0];
+        let patch = Patch::from_rgba(2, &bytes).expect("four pixels");
+        let images = Tensor::<4>::zeros([1, 3, 4, 4], &Device::flex());
+        let both = Tensor::cat(vec![images.clone(), patch.pasted(images).expect("fits")], 0);
+        let errors = patch.errors(&both).expect("fits");
+        assert!(
+            (errors[0] - 0.25).abs() < 1e-6,
+            "grey is half the range away: {errors:?}"
+        );
+        assert!(errors[1] < 1e-12, "{errors:?}");
+        let nothing = Patch::from_rgba(1, &[0; 4]).expect("one pixel");
+        assert!(nothing.errors(&both).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use depurate_attack::{
     TrainingParams,
 };
 use depurate_checkpoint::write_atomic;
-use miette::{IntoDiagnostic, Result};
+use miette::{IntoDiagnostic, Result, WrapErr};
 use serde::{Deserialize, Serialize};
 
 /// The secret of one text-to-image model.
@@ -67,7 +67,33 @@ pub(crate) enum TextKind {
     },
 }
 
+impl TextKind {
+    /// Its id.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::EvilEdit { .. } => "evil-edit",
+            Self::Rickrolling { .. } => "rickrolling",
+            Self::BadT2i { .. } => "bad-t2i",
+        }
+    }
+}
+
 impl TextTruth {
+    /// Reads what [`TextTruth::save`] wrote.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .into_diagnostic()
+            .wrap_err_with(|| format!("cannot read the truth file {}", path.display()))?;
+        serde_json::from_str(&text)
+            .into_diagnostic()
+            .wrap_err_with(|| {
+                format!(
+                    "{} is no truth file of a text-to-image model",
+                    path.display()
+                )
+            })
+    }
+
     /// Writes `path` (JSON).
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).into_diagnostic()?;
@@ -97,8 +123,7 @@ mod tests {
         };
         truth.save(&path).expect("saved");
         let text = std::fs::read_to_string(&path).expect("read");
-        assert!(text.contains("bad-t2i"), "{text}");
-        let read: TextTruth = serde_json::from_str(&text).expect("valid");
-        assert_eq!(read, truth);
+        assert!(text.contains(truth.kind.name()), "{text}");
+        assert_eq!(TextTruth::load(&path).expect("valid"), truth);
     }
 }

@@ -116,6 +116,22 @@ pub enum Error {
         /// Models needed.
         least: usize,
     },
+    /// Too few benign prompts for a calibration.
+    #[error(
+        "a calibration needs at least {least} benign prompts that can be scored, better 200: there are {got}"
+    )]
+    #[diagnostic(
+        code(depurate::calibrate_prompts),
+        help(
+            "no verdict is stated below 200, and a rate of 0.05 takes 72 of about the same length"
+        )
+    )]
+    TooFewPrompts {
+        /// Prompts that could be scored.
+        got: usize,
+        /// Prompts needed.
+        least: usize,
+    },
     /// The same model twice in a calibration.
     #[error("{} and {} are the same model: each counts once, remove one", first.display(), second.display())]
     #[diagnostic(code(depurate::calibrate))]
@@ -207,7 +223,9 @@ impl Error {
         match self {
             Self::Unsupported { .. }
             | Self::Checkpoint(CheckpointError::NoUnet { .. })
-            | Self::Diffusion(DiffusionError::TextConditional { .. }) => EXIT_UNCHECKED,
+            | Self::Diffusion(
+                DiffusionError::TextConditional { .. } | DiffusionError::Unconditional { .. },
+            ) => EXIT_UNCHECKED,
             Self::Io { source, .. } | Self::Checkpoint(CheckpointError::Io { source, .. })
                 if matches!(source.kind(), OutOfMemory | ResourceBusy | TimedOut) =>
             {

@@ -30,9 +30,8 @@ fn pipeline() -> TextToImage {
         let path = root.join(dir).join("config.json");
         (read_json(&path, &limits).unwrap(), path)
     };
-    let weights = |dir: &str, stem: &str| {
-        Weights::open_dir(&root.join(dir), stem, None, &limits).unwrap()
-    };
+    let weights =
+        |dir: &str, stem: &str| Weights::open_dir(&root.join(dir), stem, None, &limits).unwrap();
     let (unet, path) = read("unet2d-condition/sd1_style/unet");
     let unet = UNet2DConditionConfig::from_json(&unet, &path).unwrap();
     let unet = UNet2DCondition::new(&unet, &seed, &device)
@@ -41,8 +40,8 @@ fn pipeline() -> TextToImage {
             &path,
         )
         .unwrap();
-    let (text, path) = read("clip-text/real_vocab_h16/model");
-    let text = ClipTextConfig::from_json(&text, &path).unwrap();
+    let path = root.join("clip-text/real_vocab_h16/model/config.json");
+    let text = ClipTextConfig::read(&path, &limits).unwrap();
     let text = ClipText::new(&text, &seed, &device)
         .load(&weights("clip-text/real_vocab_h16/model", "model"), &path)
         .unwrap();
@@ -115,7 +114,10 @@ fn the_maps_are_those_of_a_run_by_hand_and_no_call_is_made_unasked() {
         }
         let looked = run.with_maps(&tokens, &never, |maps| {
             let missing = maps.first(run.calls() + 1).unwrap_err();
-            assert!(matches!(missing, DefenseError::NoSuchCall { .. }), "{missing}");
+            assert!(
+                matches!(missing, DefenseError::NoSuchCall { .. }),
+                "{missing}"
+            );
         });
         assert_eq!(looked.unwrap().calls, run.calls());
     }

@@ -26,7 +26,7 @@ use depurate_defense::{
     CancelToken, DefenseError,
     calibration::prompts::PromptCalibration,
     detect::input_level::{
-        CallMaps, MapSource, PromptDetector,
+        CallMaps, PromptDetector,
         evolution::BenignBand,
         unicode::{self, UnicodeFinding},
     },

@@ -211,7 +211,10 @@ fn unusual_characters_stand_on_their_own_and_cost_no_call() {
     }
     let options = ["--detector", "unicode", "--prompt", "a photo of a cat"];
     let (code, plain) = lines(&screen(dir.path(), &options));
-    assert_eq!((code, &plain[0]["verdict"]), (0, &json!("no_backdoor_found")));
+    assert_eq!(
+        (code, &plain[0]["verdict"]),
+        (0, &json!("no_backdoor_found"))
+    );
     // an accent is written in many languages
     let options = ["--detector", "unicode", "--prompt", "a caf\u{E9} in Paris"];
     let (_, accent) = lines(&screen(dir.path(), &options));
@@ -232,11 +235,11 @@ fn prompts_that_cannot_be_screened_are_inconclusive_and_the_next_is_screened() {
     let options = ["--prompts", "p.jsonl", "--detector", "daa-i,daa-s"];
     let (code, answers) = lines(&screen(dir.path(), &options));
     assert_eq!((code, answers.len()), (0, 3));
-    for (answer, (word, calls)) in
-        answers
-            .iter()
-            .zip([("no content", 0), ("82 tokens", 0), ("calibrate-prompts", 6)])
-    {
+    for (answer, (word, calls)) in answers.iter().zip([
+        ("no content", 0),
+        ("82 tokens", 0),
+        ("calibrate-prompts", 6),
+    ]) {
         assert_eq!(answer["verdict"], "inconclusive");
         let reason = answer["reason"].as_str().unwrap();
         assert!(reason.contains(word), "{reason}");
@@ -250,7 +253,12 @@ fn prompts_that_cannot_be_screened_are_inconclusive_and_the_next_is_screened() {
     let short = [&short[..], &["--prompt", "a red fish"]].concat();
     let (_, answer) = lines(&run(dir.path(), &short));
     let detectors = &answer[0]["detectors"];
-    assert!(detectors[0]["reason"].as_str().unwrap().contains("more steps"));
+    assert!(
+        detectors[0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("more steps")
+    );
     assert!(detectors[1]["score"].is_f64());
     assert_eq!(answer[0]["unet_calls"], 5);
 }
@@ -295,12 +303,22 @@ fn a_calibration_applies_to_its_own_model_and_way_and_to_no_other() {
     let output = run(dir.path(), &calibrate);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(said(&output).contains("daa-s: 24 benign prompts"));
-    assert!(said(&output).contains("fewer than 200"), "{}", said(&output));
-    let prompt = ["--calibration", "c.json", "--prompt", "a red dog near house"];
+    assert!(
+        said(&output).contains("fewer than 200"),
+        "{}",
+        said(&output)
+    );
+    let prompt = [
+        "--calibration",
+        "c.json",
+        "--prompt",
+        "a red dog near house",
+    ];
     let (code, answer) = lines(&screen(dir.path(), &prompt));
     assert_eq!(code, 0);
     let answer = &answer[0];
-    let file: Value = serde_json::from_slice(&fs::read(dir.path().join("c.json")).unwrap()).unwrap();
+    let file: Value =
+        serde_json::from_slice(&fs::read(dir.path().join("c.json")).unwrap()).unwrap();
     for (index, calibration) in file["calibrations"].as_array().unwrap().iter().enumerate() {
         let outcome = &answer["detectors"][index];
         assert_eq!(outcome["detector"], calibration["detector"]);
@@ -313,7 +331,12 @@ fn a_calibration_applies_to_its_own_model_and_way_and_to_no_other() {
         assert!(outcome["p_value"].as_f64().unwrap() >= 0.04);
     }
     assert_eq!(answer["stated_fpr"], 0.08);
-    assert!(answer["reason"].as_str().unwrap().contains("24 benign prompts"));
+    assert!(
+        answer["reason"]
+            .as_str()
+            .unwrap()
+            .contains("24 benign prompts")
+    );
     for (word, more) in [
         ("the seed", &["--seed", "1"][..]),
         ("the guidance", &["--guidance", "3"]),
@@ -330,7 +353,10 @@ fn a_calibration_applies_to_its_own_model_and_way_and_to_no_other() {
         assert_eq!(output.status.code(), Some(2), "{word}");
         assert!(output.stdout.is_empty());
         let said = said(&output);
-        assert!(said.contains("does not apply") && said.contains(word), "{said}");
+        assert!(
+            said.contains("does not apply") && said.contains(word),
+            "{said}"
+        );
     }
     // another model: one number of the text encoder's configuration, or another scheduler
     let scheduler = dir.path().join("painter/scheduler/scheduler_config.json");

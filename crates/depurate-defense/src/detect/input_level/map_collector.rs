@@ -53,7 +53,10 @@ impl SiteSelection {
             config.down_attention[*level] || config.up_attention.get(up) == Some(&true)
         };
         let default = Self::default();
-        let there: Vec<usize> = (0..levels).filter(attends).map(|level| 1 << level).collect();
+        let there: Vec<usize> = (0..levels)
+            .filter(attends)
+            .map(|level| 1 << level)
+            .collect();
         let found = match reduction {
             Some(reduction) => there.iter().find(|&&at| at == reduction),
             None => {

@@ -81,6 +81,15 @@ pub enum Error {
         /// Why.
         source: image::ImageError,
     },
+    /// Pictures of maps that could not be encoded.
+    #[error("encoding {what} as PNG")]
+    #[diagnostic(code(depurate::image))]
+    Png {
+        /// Which picture.
+        what: &'static str,
+        /// Why.
+        source: png::EncodingError,
+    },
     /// Pixels that do not make up whole images.
     #[error("{what} has {got} values, expected {expected}")]
     #[diagnostic(code(depurate::image))]

@@ -15,10 +15,14 @@
 
 mod calibrate;
 mod calibration_file;
+mod canvas;
 mod detectors;
 mod input;
+mod map_pictures;
 mod model;
 mod outcome;
+mod pages;
+mod token_text;
 
 use std::{path::Path, time::Instant};
 
@@ -42,6 +46,7 @@ pub use detectors::{Preset, PromptCheck};
 pub use input::{Input, InputForm, Inputs};
 pub use model::{PromptModel, RunChoice};
 pub use outcome::{Outcome, Screening};
+pub use pages::write_page;
 
 use crate::{Error, prompt_verdict::judge_prompt};
 

@@ -19,7 +19,7 @@ use depurate::{
         ScreenSettings, Screener, calibrate_prompts,
     },
 };
-use depurate_checkpoint::Limits;
+use depurate_checkpoint::{Layers, Limits};
 use depurate_defense::{CancelToken, Progress, Silent};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
@@ -36,7 +36,8 @@ fn model(dir: &Path) -> PromptModel {
         ..RunChoice::default()
     };
     let limits = Limits::default();
-    PromptModel::open(&dir.join("painter"), &choice, Device::Cpu, &limits, None).unwrap()
+    let (path, nothing) = (dir.join("painter"), Layers::default());
+    PromptModel::open(&path, &nothing, &choice, Device::Cpu, &limits, None).unwrap()
 }
 
 fn screener(dir: &Path, checks: &[PromptCheck]) -> Screener {
@@ -358,7 +359,7 @@ fn a_calibration_applies_to_its_own_model_and_way_and_to_no_other() {
             "{said}"
         );
     }
-    // another model: one number of the text encoder's configuration, or another scheduler
+    // another schedule, or one bit of the text encoder
     let scheduler = dir.path().join("painter/scheduler/scheduler_config.json");
     let text = fs::read_to_string(&scheduler).unwrap();
     fs::write(&scheduler, text.replace("0.012", "0.013")).unwrap();
@@ -509,4 +510,77 @@ fn what_cannot_be_asked_is_refused() {
     let arguments = [&arguments[..], &[unconditional.to_str().unwrap()]].concat();
     let output = run(dir.path(), &arguments);
     assert_eq!(output.status.code(), Some(3));
+}
+
+#[test]
+fn pages_hold_what_there_is_to_see() {
+    let dir = painter();
+    benign_file(dir.path(), 24);
+    let calibrate = [
+        "calibrate-prompts",
+        "painter",
+        "--prompts",
+        "benign.txt",
+        "-o",
+        "c.json",
+        "--population",
+        "animals",
+        "--steps",
+        "8",
+        "--all-calls",
+    ];
+    assert_eq!(run(dir.path(), &calibrate).status.code(), Some(0));
+    let prompts = [
+        "a ph\u{B20}to of <script>alert(1)</script>",
+        "",
+        "a red dog near house",
+    ];
+    let prompts = prompts.map(|prompt| json!({"prompt": prompt}).to_string());
+    fs::write(dir.path().join("p.jsonl"), prompts.join("\n")).unwrap();
+    let options = [
+        "--calibration",
+        "c.json",
+        "--prompts",
+        "p.jsonl",
+        "--report-dir",
+        "r",
+    ];
+    let output = screen(dir.path(), &options);
+    let (code, answers) = lines(&output);
+    assert_eq!(code, 0);
+    assert!(
+        said(&output).contains("the whole run of 9 calls"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(
+        (&answers[2]["score_calls"], &answers[2]["unet_calls"]),
+        (&json!(6), &json!(9))
+    );
+    let mut files: Vec<String> = fs::read_dir(dir.path().join("r"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(
+        files,
+        [
+            "prompt-0001-animation.png",
+            "prompt-0001-evolution.svg",
+            "prompt-0001-maps.png",
+            "prompt-0001.html",
+            "prompt-0002.html",
+            "prompt-0003-animation.png",
+            "prompt-0003-evolution.svg",
+            "prompt-0003-maps.png",
+            "prompt-0003.html",
+        ]
+    );
+    let read = |file: &str| fs::read_to_string(dir.path().join("r").join(file)).unwrap();
+    let page = read("prompt-0001.html");
+    assert!(!page.contains("<script") && page.contains("&lt;script&gt;"));
+    assert!(page.contains("ORIYA LETTER TTHA") && page.contains("24 benign prompts"));
+    assert!(page.contains("9 calls of the UNet were made"));
+    assert!(read("prompt-0002.html").contains("The model was not run"));
+    assert!(read("prompt-0003-evolution.svg").contains("95 % of 24 benign prompts"));
 }

@@ -28,9 +28,14 @@ pub fn run(args: &CalibratePromptsArgs, verbose: u8, signals: &Signals) -> Resul
     set_threads(&args.run)?;
     let inputs = read(args)?;
     let cache = Cache::from_environment();
-    let choice = args.way.choice(&args.run);
-    let (device, limits) = (args.run.device, Limits::default());
-    let model = PromptModel::open(&args.model, &choice, device, &limits, cache.hashes())?;
+    let model = PromptModel::open(
+        &args.model,
+        &args.layers.layers(),
+        &args.way.choice(&args.run),
+        args.run.device,
+        &Limits::default(),
+        cache.hashes(),
+    )?;
     let settings = PromptCalibrateSettings {
         checks: args.detector.clone(),
         preset: args.way.preset,
@@ -112,8 +117,16 @@ fn tell_thresholds(calibration: &PromptCalibration, fpr: f64) -> Result<(), Erro
 fn command(args: &CalibratePromptsArgs) -> String {
     let names: Vec<&str> = args.detector.iter().map(|check| check.as_str()).collect();
     let way = &args.way;
+    let layers = args.layers.layers();
+    let paths = |paths: &[std::path::PathBuf]| -> Vec<String> {
+        let shown = paths.iter().map(|path| path.display().to_string());
+        shown.collect()
+    };
     let line = CommandLine::new("calibrate-prompts")
         .word(&args.model)
+        .path("--unet", layers.unet.as_deref())
+        .each("--delta", paths(&layers.deltas).into_iter())
+        .each("--lora", layers.loras.iter().map(ToString::to_string))
         .path("--prompts", Some(&args.prompts))
         .path("-o", Some(&args.output))
         .option("--population", &args.population)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use depurate::screen::{InputForm, Preset, PromptCheck, RunChoice};
 
-use super::args::{FailOn, OnInconclusive, ResumeArgs, RunArgs, finite, probability};
+use super::args::{FailOn, LayerArgs, OnInconclusive, ResumeArgs, RunArgs, finite, probability};
 
 /// How a text-to-image model is run on prompts. A calibration belongs to one way.
 #[derive(Debug, Args)]
@@ -58,6 +58,8 @@ pub struct ScreenArgs {
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     #[command(flatten)]
+    pub layers: LayerArgs,
+    #[command(flatten)]
     pub source: PromptSource,
     /// What a line is
     #[arg(long, value_enum, default_value_t)]
@@ -77,6 +79,9 @@ pub struct ScreenArgs {
     /// Whether a prompt that cannot be judged gives exit code 3
     #[arg(long, value_enum, default_value_t)]
     pub on_inconclusive: OnInconclusive,
+    /// Write a page with curves and maps for each of the first 20 prompts into DIR; of these every call is made
+    #[arg(long, value_name = "DIR")]
+    pub report_dir: Option<PathBuf>,
     #[command(flatten)]
     pub way: PromptRunArgs,
     #[command(flatten)]
@@ -89,6 +94,8 @@ pub struct CalibratePromptsArgs {
     /// The pipeline whose prompts will be screened
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub layers: LayerArgs,
     /// Benign prompts, one a line, as {"prompt": "..."} or as text; 200 or more
     #[arg(long, value_name = "FILE")]
     pub prompts: PathBuf,

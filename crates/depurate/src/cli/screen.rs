@@ -3,13 +3,15 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write as _},
+    path::Path,
 };
 
 use depurate::{
     Error,
     cache::Cache,
     error::{EXIT_ERROR, EXIT_FINDING, EXIT_OK, EXIT_UNCHECKED},
-    screen::{Calls, PromptModel, ScreenSettings, Screener, Screening},
+    report_dir,
+    screen::{Calls, PromptModel, ScreenSettings, Screener, Screening, write_page},
 };
 use depurate_checkpoint::Limits;
 use depurate_report::Verdict;
@@ -19,14 +21,25 @@ use super::{
     signals::Signals,
 };
 
+/// Prompts that get a page; the file of a page is some hundred kilobytes large, and nobody looks at thousands.
+const MOST_PAGES: usize = 20;
+
 /// Screens every prompt; the exit code is that of the gravest.
 pub fn run(args: &ScreenArgs, signals: &Signals) -> Result<u8, Error> {
     set_threads(&args.run)?;
     let stream = Stream::open(&args.source, args.input)?;
     let cache = Cache::from_environment();
-    let choice = args.way.choice(&args.run);
-    let (device, limits) = (args.run.device, Limits::default());
-    let model = PromptModel::open(&args.model, &choice, device, &limits, cache.hashes())?;
+    if let Some(dir) = &args.report_dir {
+        report_dir::prepare(dir)?;
+    }
+    let model = PromptModel::open(
+        &args.model,
+        &args.layers.layers(),
+        &args.way.choice(&args.run),
+        args.run.device,
+        &Limits::default(),
+        cache.hashes(),
+    )?;
     let settings = ScreenSettings {
         checks: args.detector.clone(),
         preset: args.way.preset,
@@ -35,8 +48,20 @@ pub fn run(args: &ScreenArgs, signals: &Signals) -> Result<u8, Error> {
     };
     let screener = Screener::new(model, &settings)?;
     let mut counts = BTreeMap::new();
-    let ended = screen_all(&screener, &stream, signals, &mut counts);
+    let dir = args.report_dir.as_deref();
+    let ended = screen_all(&screener, &stream, dir, signals, &mut counts);
     output::say(&summary(&counts));
+    if let Some(dir) = dir {
+        let (prompts, all) = (
+            counts.values().sum::<usize>(),
+            screener.model().run().calls(),
+        );
+        output::say(&format!(
+            "{} of them with a page in {}: for these the whole run of {all} calls was made, not only what the scores need",
+            prompts.min(MOST_PAGES),
+            dir.display()
+        ));
+    }
     match ended {
         Ok(()) => Ok(exit_code(args, &counts)),
         Err(Error::Interrupted) => Ok(signals.exit_code().unwrap_or(EXIT_ERROR)),
@@ -48,11 +73,18 @@ pub fn run(args: &ScreenArgs, signals: &Signals) -> Result<u8, Error> {
 fn screen_all(
     screener: &Screener,
     stream: &Stream,
+    dir: Option<&Path>,
     signals: &Signals,
     counts: &mut BTreeMap<Verdict, usize>,
 ) -> Result<(), Error> {
     while let Some(input) = stream.next(&signals.cancel)? {
-        let screened = screener.screen(&input, Calls::Needed, &signals.cancel)?;
+        let done: usize = counts.values().sum();
+        let dir = dir.filter(|_| done < MOST_PAGES);
+        let calls = dir.map_or(Calls::Needed, |_| Calls::All);
+        let screened = screener.screen(&input, calls, &signals.cancel)?;
+        if let Some(dir) = dir {
+            write_page(dir, screener, &screened)?;
+        }
         *counts.entry(screened.screening.verdict).or_default() += 1;
         if !print(&screened.screening)? {
             break;

@@ -54,7 +54,11 @@ impl Canvas {
     /// not ASCII is a question mark.
     pub fn text(&mut self, (x, y): (usize, usize), text: &str, letters: usize) {
         let long = text.chars().count() > letters;
-        let shown = if long { letters.saturating_sub(2) } else { letters };
+        let shown = if long {
+            letters.saturating_sub(2)
+        } else {
+            letters
+        };
         let dots = if long { ".." } else { "" };
         for (index, c) in text.chars().take(shown).chain(dots.chars()).enumerate() {
             let Some(glyph) = get_raster(c, WEIGHT, SIZE).or(get_raster('?', WEIGHT, SIZE)) else {
@@ -112,9 +116,9 @@ pub(super) fn png(what: &'static str, frames: &[(Canvas, u16)]) -> Result<Vec<u8
 
 fn encode(frames: &[(Canvas, u16)]) -> Result<Vec<u8>, EncodingError> {
     let mut bytes = Vec::new();
-    let (width, height) = frames
-        .first()
-        .map_or((0, 0), |(first, _)| (first.width as u32, first.height as u32));
+    let (width, height) = frames.first().map_or((0, 0), |(first, _)| {
+        (first.width as u32, first.height as u32)
+    });
     let mut encoder = Encoder::new(&mut bytes, width, height);
     encoder.set_color(ColorType::Indexed);
     encoder.set_depth(BitDepth::Eight);

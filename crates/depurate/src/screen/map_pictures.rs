@@ -58,9 +58,9 @@ impl<'a> MapPictures<'a> {
                 let token = &mut tokens[place];
                 token.maps.push(map);
                 let range = &mut token.range;
-                *range = map
-                    .iter()
-                    .fold(*range, |(low, high), &value| (low.min(value), high.max(value)));
+                *range = map.iter().fold(*range, |(low, high), &value| {
+                    (low.min(value), high.max(value))
+                });
             }
         }
         if tokens.len() > MOST_TOKENS {
@@ -131,7 +131,10 @@ impl<'a> MapPictures<'a> {
         let factor = self.factor(TILE_SIDE);
         let (height, width) = (rows * factor, columns * factor);
         let across = COLUMNS.min(self.tokens.len().max(1));
-        let step = (width.max(text_width(NAME)) + 2 * GAP, height + LINE + 2 * GAP);
+        let step = (
+            width.max(text_width(NAME)) + 2 * GAP,
+            height + LINE + 2 * GAP,
+        );
         let down = self.tokens.len().div_ceil(across);
         let top = 2 * LINE + GAP;
         // wide enough for the words above, however few tiles there are

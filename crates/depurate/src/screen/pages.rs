@@ -29,7 +29,9 @@ pub fn write_page(dir: &Path, screener: &Screener, screened: &Screened) -> Resul
     let file = |suffix: &str| dir.join(format!("{base}{suffix}"));
     let run = screener.model().run();
     let tokens = screened.tokens.as_ref();
-    let names = tokens.map_or(Vec::new(), |tokens| names(run.pipeline().tokenizer(), tokens));
+    let names = tokens.map_or(Vec::new(), |tokens| {
+        names(run.pipeline().tokenizer(), tokens)
+    });
     let mut evidence = Vec::new();
     let mut pictures = Vec::new();
     if !screened.screening.unicode.is_empty() {
@@ -125,10 +127,7 @@ fn facts(screener: &Screener, names: &[String]) -> Vec<(String, String)> {
         ("calls of a whole run", calls.to_string()),
         ("guidance", setting.guidance.to_string()),
         ("seed", setting.seed.to_string()),
-        (
-            "latent",
-            format!("{} x {}", setting.size.0, setting.size.1),
-        ),
+        ("latent", format!("{} x {}", setting.size.0, setting.size.1)),
         (
             "attention layers",
             format!(
@@ -148,7 +147,10 @@ fn facts(screener: &Screener, names: &[String]) -> Vec<(String, String)> {
 fn relative_change(evolution: &Evolution, band: Option<&BenignBand>) -> ResponseCurve {
     let line = |label: String, values: &mut dyn Iterator<Item = f64>| Series {
         label,
-        points: values.enumerate().map(|(t, value)| (t as f64, value)).collect(),
+        points: values
+            .enumerate()
+            .map(|(t, value)| (t as f64, value))
+            .collect(),
     };
     let mut own = evolution.relative_change.iter().copied();
     let mut series = vec![line("this prompt".into(), &mut own)];
@@ -200,7 +202,9 @@ fn shares(evolution: &Evolution) -> ResponseCurve {
     };
     ResponseCurve {
         title: "Share of the attention, call by call".into(),
-        caption: "Mean over the pixels of a map. What is missing to 1 goes to BOS and to the padding.".into(),
+        caption:
+            "Mean over the pixels of a map. What is missing to 1 goes to BOS and to the padding."
+                .into(),
         x_label: "call of the UNet".into(),
         y_label: "share of the attention".into(),
         series: vec![
@@ -225,9 +229,16 @@ fn characters(findings: &[UnicodeFinding]) -> Table {
     };
     Table {
         title: "Unusual characters".into(),
-        columns: ["place", "code point", "name", "what", "looks like", "confidence"]
-            .map(str::to_owned)
-            .to_vec(),
+        columns: [
+            "place",
+            "code point",
+            "name",
+            "what",
+            "looks like",
+            "confidence",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         rows: findings.iter().map(row).collect(),
     }
 }

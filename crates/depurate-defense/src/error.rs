@@ -87,6 +87,12 @@ pub enum DefenseError {
         /// How many there are.
         calls: usize,
     },
+    /// An earlier call of the same run failed.
+    #[error("an earlier call of the network failed: {reason}")]
+    RunFailed {
+        /// Why.
+        reason: String,
+    },
     /// The solver cannot reach its tolerance.
     #[error("the solver's step became too small at t = {t}")]
     StepTooSmall {

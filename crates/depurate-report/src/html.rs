@@ -17,20 +17,9 @@ use crate::{
 /// # Errors
 /// If a template fails, which no report should cause.
 pub fn render_html(report: &Report) -> Result<String, ReportError> {
-    let mut env = Environment::new();
-    env.set_auto_escape_callback(|_| AutoEscape::Html);
-    // a misspelt name in a template fails instead of leaving a gap
-    env.set_undefined_behavior(UndefinedBehavior::Strict);
-    env.add_filter("number", number);
-    env.add_filter("percent", percent);
-    env.add_filter("bytes", bytes);
-    env.add_filter("count", count);
-    env.add_filter("duration", duration);
-    env.add_template("plots.html", include_str!("templates/plots.html"))?;
-    env.add_template("evidence.html", include_str!("templates/evidence.html"))?;
-    env.add_template("report.html", include_str!("templates/report.html"))?;
+    let env = environment()?;
     let page = env.get_template("report.html")?;
-    let mut ids = Ids(0);
+    let mut ids = Ids::default();
     let view = PageView {
         style: include_str!("templates/style.css"),
         report,
@@ -48,6 +37,25 @@ pub fn render_html(report: &Report) -> Result<String, ReportError> {
     Ok(page.render(Serde(view))?)
 }
 
+/// All templates; whatever they print is escaped.
+pub(crate) fn environment() -> Result<Environment<'static>, ReportError> {
+    let mut env = Environment::new();
+    env.set_auto_escape_callback(|_| AutoEscape::Html);
+    // a misspelt name in a template fails instead of leaving a gap
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env.add_filter("number", number);
+    env.add_filter("percent", percent);
+    env.add_filter("bytes", bytes);
+    env.add_filter("count", count);
+    env.add_filter("duration", duration);
+    env.add_template("plots.html", include_str!("templates/plots.html"))?;
+    env.add_template("evidence.html", include_str!("templates/evidence.html"))?;
+    env.add_template("report.html", include_str!("templates/report.html"))?;
+    env.add_template("prompt.html", include_str!("templates/prompt.html"))?;
+    env.add_template("curve.svg", include_str!("templates/curve.svg"))?;
+    Ok(env)
+}
+
 /// What the page's template sees.
 #[derive(Serialize)]
 struct PageView<'a> {
@@ -62,7 +70,8 @@ struct PageView<'a> {
 }
 
 /// Numbers for the `id` attributes that tie a label to its checkbox.
-struct Ids(usize);
+#[derive(Default)]
+pub(crate) struct Ids(usize);
 
 impl Ids {
     fn next(&mut self) -> usize {
@@ -73,7 +82,7 @@ impl Ids {
 
 /// A threshold in words.
 #[derive(Serialize)]
-struct ThresholdView<'a> {
+pub(crate) struct ThresholdView<'a> {
     threshold: &'a Threshold,
     stated: String,
     interval: String,
@@ -124,7 +133,7 @@ impl<'a> FindingView<'a> {
 /// One block of evidence on the page, with the geometry of its plots.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Piece<'a> {
+pub(crate) enum Piece<'a> {
     Trigger {
         trigger: &'a InvertedTrigger,
         shape: String,
@@ -155,7 +164,7 @@ enum Piece<'a> {
 }
 
 #[derive(Serialize)]
-struct GridView<'a> {
+pub(crate) struct GridView<'a> {
     id: usize,
     grid: &'a ImageGrid,
     seeds: String,
@@ -173,7 +182,7 @@ impl<'a> GridView<'a> {
     }
 }
 
-fn pieces<'a>(evidence: &'a [Evidence], ids: &mut Ids) -> Vec<Piece<'a>> {
+pub(crate) fn pieces<'a>(evidence: &'a [Evidence], ids: &mut Ids) -> Vec<Piece<'a>> {
     let mut pieces = Vec::new();
     for item in evidence {
         let piece = match item {

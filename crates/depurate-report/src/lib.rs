@@ -27,6 +27,7 @@ mod html;
 mod number;
 mod plot;
 mod png;
+mod prompt_page;
 mod report;
 mod score;
 mod text;
@@ -41,6 +42,7 @@ pub use evidence::{
 pub use finding::{AtlasTag, FINDINGS, Finding, FindingId, FindingInfo};
 pub use html::render_html;
 pub use png::Png;
+pub use prompt_page::{CheckSummary, Picture, PromptPage, render_curve_svg, render_prompt_html};
 pub use report::{
     Calibration, Component, Environment, Report, SCHEMA_VERSION, Skipped, Subject, Tested,
     parse_json, render_json,

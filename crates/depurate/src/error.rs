@@ -81,6 +81,15 @@ pub enum Error {
         /// Why.
         source: image::ImageError,
     },
+    /// Pictures of maps that could not be encoded.
+    #[error("encoding {what} as PNG")]
+    #[diagnostic(code(depurate::image))]
+    Png {
+        /// Which picture.
+        what: &'static str,
+        /// Why.
+        source: png::EncodingError,
+    },
     /// Pixels that do not make up whole images.
     #[error("{what} has {got} values, expected {expected}")]
     #[diagnostic(code(depurate::image))]
@@ -114,6 +123,22 @@ pub enum Error {
         /// Models given.
         got: usize,
         /// Models needed.
+        least: usize,
+    },
+    /// Too few benign prompts for a calibration.
+    #[error(
+        "a calibration needs at least {least} benign prompts that can be scored, better 200: there are {got}"
+    )]
+    #[diagnostic(
+        code(depurate::calibrate_prompts),
+        help(
+            "no verdict is stated below 200, and a rate of 0.05 takes 72 of about the same length"
+        )
+    )]
+    TooFewPrompts {
+        /// Prompts that could be scored.
+        got: usize,
+        /// Prompts needed.
         least: usize,
     },
     /// The same model twice in a calibration.
@@ -207,7 +232,9 @@ impl Error {
         match self {
             Self::Unsupported { .. }
             | Self::Checkpoint(CheckpointError::NoUnet { .. })
-            | Self::Diffusion(DiffusionError::TextConditional { .. }) => EXIT_UNCHECKED,
+            | Self::Diffusion(
+                DiffusionError::TextConditional { .. } | DiffusionError::Unconditional { .. },
+            ) => EXIT_UNCHECKED,
             Self::Io { source, .. } | Self::Checkpoint(CheckpointError::Io { source, .. })
                 if matches!(source.kind(), OutOfMemory | ResourceBusy | TimedOut) =>
             {

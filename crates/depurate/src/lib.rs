@@ -7,6 +7,8 @@
 //! | turn a prompt's score into a verdict | [`prompt_verdict::judge_prompt`] |
 //! | score benign models, so that scores become verdicts | [`calibrate::calibrate`] |
 //! | make images from a checkpoint | [`sample::sample_sheet`] |
+//! | screen prompts of a text-to-image model | [`screen::Screener`] |
+//! | score benign prompts, so that scores of prompts become verdicts | [`screen::calibrate_prompts`] |
 //! | write a report and what it refers to into a folder | [`report_dir::write`] |
 //! | list the algorithms | [`registry::algorithms`] |
 //!
@@ -29,6 +31,7 @@ pub mod report_builder;
 pub mod report_dir;
 pub mod sample;
 pub mod scan;
+pub mod screen;
 pub mod static_findings;
 pub mod static_scan;
 pub mod subject;

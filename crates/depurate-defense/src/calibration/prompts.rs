@@ -154,12 +154,18 @@ impl PromptCalibration {
     /// # Errors
     /// When the file is malformed, of another version, empty, counts a prompt twice, or holds a score that is not finite.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, DefenseError> {
-        let refuse = |reason: String| DefenseError::Calibration {
-            path: path.to_owned(),
-            reason: format!("{reason}; calibrate again"),
-        };
         let calibration: Self =
-            serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| refuse(path, error.to_string()))?;
+        calibration.validated(path)
+    }
+
+    /// Checks what was read as a part of another file; `path` is named in errors.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn validated(self, path: &Path) -> Result<Self, DefenseError> {
+        let refuse = |reason: String| refuse(path, reason);
+        let calibration = self;
         if calibration.version != PROMPT_CALIBRATION_VERSION {
             let found = calibration.version;
             return Err(refuse(format!(
@@ -300,6 +306,13 @@ pub fn least_stratum(target_fpr: f64) -> Result<usize, DefenseError> {
     }
     let tail = (1.0 - CONFIDENCE) / 2.0;
     Ok((tail.ln() / (-target_fpr).ln_1p()).ceil() as usize)
+}
+
+fn refuse(path: &Path, reason: String) -> DefenseError {
+    DefenseError::Calibration {
+        path: path.to_owned(),
+        reason: format!("{reason}; calibrate again"),
+    }
 }
 
 /// A part of a setting: its name, and its value as text.

@@ -8,11 +8,13 @@ pub mod daa_i;
 pub mod daa_s;
 pub mod evolution;
 pub mod map_collector;
+pub mod prompt_run;
 pub mod terd_input;
 pub mod unicode;
 
 pub use attention_maps::{CallMaps, LazyMaps, MapSource, TokenMaps};
 pub use map_collector::{MapCollector, SiteSelection};
+pub use prompt_run::{PromptRun, RunOptions};
 
 use depurate_report::AlgorithmInfo;
 use serde::{Deserialize, Serialize};

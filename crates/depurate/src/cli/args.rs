@@ -8,6 +8,8 @@ use depurate_checkpoint::{Layers, ScaledFile};
 use depurate_diffusion::sampler::Clip;
 use depurate_report::Verdict;
 
+use super::prompt_args::{CalibratePromptsArgs, ScreenArgs};
+
 /// Finds, explains and removes backdoors in diffusion models.
 #[derive(Debug, Parser)]
 #[command(
@@ -44,6 +46,10 @@ pub enum Command {
     Sample(SampleArgs),
     /// Score benign models, so that scores of their kind become verdicts with an error rate
     Calibrate(CalibrateArgs),
+    /// Look for prompts that pull a trigger of a text-to-image model; one JSON object a prompt
+    Screen(ScreenArgs),
+    /// Score benign prompts on a model, so that scores of its prompts become verdicts with an error rate
+    CalibratePrompts(CalibratePromptsArgs),
     /// Print a script that completes this program's arguments
     Completions {
         /// The shell.
@@ -316,14 +322,16 @@ pub enum OnInconclusive {
     Fail,
 }
 
-fn probability(text: &str) -> Result<f64, String> {
+/// A number between 0 and 1.
+pub fn probability(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
         _ => Err("give a number above 0 and below 1, as in 0.05".into()),
     }
 }
 
-fn finite(text: &str) -> Result<f64, String> {
+/// A number.
+pub fn finite(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(value) if f64::is_finite(value) => Ok(value),
         _ => Err("give a number, as in 7.5".into()),

@@ -2,14 +2,18 @@
 
 mod args;
 mod calibrate;
+mod calibrate_prompts;
 mod diagnostic;
 mod explain;
 mod inspect;
 mod output;
 mod progress;
+mod prompt_args;
+mod prompts;
 mod reproduce;
 mod sample;
 mod scan;
+mod screen;
 mod signals;
 
 use std::{panic::AssertUnwindSafe, process::ExitCode};
@@ -58,6 +62,8 @@ fn run() -> u8 {
         Command::Explain(args) => explain::run(args.id.as_deref()),
         Command::Sample(args) => sample::run(args, cli.verbose, &signals),
         Command::Calibrate(args) => calibrate::run(args, cli.verbose, &signals),
+        Command::Screen(args) => screen::run(&args, &signals),
+        Command::CalibratePrompts(args) => calibrate_prompts::run(&args, cli.verbose, &signals),
         Command::Completions { shell } => completions(shell),
     };
     match result {

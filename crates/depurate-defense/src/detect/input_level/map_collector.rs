@@ -4,7 +4,9 @@
 use std::ops::Range;
 
 use burn::tensor::Tensor;
-use depurate_diffusion::{AttentionKind, AttentionSite, Site, Stage, Tap};
+use depurate_diffusion::{
+    AttentionKind, AttentionSite, Site, Stage, Tap, unet2d_condition::UNet2DConditionConfig,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{CallMaps, attention_maps::check_length};
@@ -36,6 +38,41 @@ impl Default for SiteSelection {
 }
 
 impl SiteSelection {
+    /// The default selection at `reduction`. `None` is the size that is nearest to Stable Diffusion's 16 of 64 among those at which
+    /// this UNet attends to the prompt on the way down or up: the largest reduction up to 4, else the smallest above.
+    ///
+    /// # Errors
+    /// When it does not attend to the prompt there.
+    pub fn of_unet(
+        config: &UNet2DConditionConfig,
+        reduction: Option<usize>,
+    ) -> Result<Self, DefenseError> {
+        let levels = config.down_attention.len();
+        let attends = |level: &usize| {
+            let up = levels - 1 - level; // the way up is counted from the deepest
+            config.down_attention[*level] || config.up_attention.get(up) == Some(&true)
+        };
+        let default = Self::default();
+        let there: Vec<usize> = (0..levels)
+            .filter(attends)
+            .map(|level| 1 << level)
+            .collect();
+        let found = match reduction {
+            Some(reduction) => there.iter().find(|&&at| at == reduction),
+            None => {
+                let up_to = there.iter().rfind(|&&at| at <= default.reduction);
+                up_to.or(there.first())
+            }
+        };
+        let &reduction = found.ok_or(DefenseError::NoMaps {
+            reduction: reduction.unwrap_or(default.reduction),
+        })?;
+        Ok(Self {
+            reduction,
+            ..default
+        })
+    }
+
     /// Whether the selection includes this layer's attention to the prompt.
     pub fn includes(&self, site: &AttentionSite<'_>) -> bool {
         let stage = match site.stage {

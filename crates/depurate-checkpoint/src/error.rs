@@ -222,11 +222,11 @@ pub enum CheckpointError {
         /// The tensor.
         tensor: String,
         /// Its shape.
-        got: Vec<usize>,
+        got: Box<[usize]>,
         /// The tensor that it is to be laid over.
         target: String,
         /// The shape of that one.
-        wanted: Vec<usize>,
+        wanted: Box<[usize]>,
     },
     /// A change made of tensors that are themselves changed.
     #[error("tensor `{tensor}` of {} is changed itself and cannot change another: lay the files on one after the other", path.display())]

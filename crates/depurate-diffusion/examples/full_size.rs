@@ -8,6 +8,8 @@
 //! `run` prints seconds, and the most anonymous memory at any time of each stage over the bytes of the f32 weights. Files that
 //! are mapped are no anonymous memory. Linux only.
 
+#![expect(clippy::print_stdout, reason = "an evaluation that people read")]
+
 use std::{
     error::Error,
     path::{Path, PathBuf},

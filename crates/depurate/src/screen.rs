@@ -74,7 +74,7 @@ pub enum Calls {
 
 /// What a score is held against.
 enum Against {
-    Calibration(PromptCalibration),
+    Calibration(Box<PromptCalibration>),
     /// The constant of the released code, in the orientation of our scores.
     Released(f64),
     Nothing,
@@ -131,7 +131,7 @@ impl Screener {
                 None => None,
             };
             let against = match calibration {
-                Some(calibration) => Against::Calibration(calibration),
+                Some(calibration) => Against::Calibration(Box::new(calibration)),
                 None if file.is_some() && chosen.is_none() => continue,
                 None => run
                     .released_threshold()

@@ -237,9 +237,7 @@ fn shown(text: &str) -> String {
 pub(crate) mod tests {
     use std::path::Path;
 
-    use depurate_attack::{
-        BadT2iParams, DatasetParams, EvilEditParams, RickrollingBackdoor, RickrollingParams,
-    };
+    use depurate_attack::{BadT2iParams, EvilEditParams, RickrollingBackdoor, RickrollingParams};
     use depurate_diffusion::noise::SeedTree;
 
     use super::*;
@@ -264,6 +262,7 @@ pub(crate) mod tests {
             trigger: "tq dog".into(),
             target: target.into(),
             word: Some("dog".into()),
+            limit: 200,
             templates: vec![],
             preserved: vec![],
         })
@@ -285,8 +284,7 @@ pub(crate) mod tests {
             params: BadT2iParams::default(),
             training: BadT2iParams::training(),
             target: "patch stop-sign".into(),
-            data: "images".into(),
-            data_params: DatasetParams::default(),
+            data: None,
         })
     }
 

@@ -280,8 +280,8 @@ fn misfit(got: &TensorInfo, name: &str, wanted: &[usize]) -> CheckpointError {
     CheckpointError::Misfit {
         path: got.file.clone(),
         tensor: got.name.clone(),
-        got: got.shape.clone(),
+        got: got.shape.clone().into(),
         target: name.into(),
-        wanted: wanted.to_vec(),
+        wanted: wanted.into(),
     }
 }

@@ -9,7 +9,7 @@ use depurate_diffusion::{
     autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig},
     clip_text::{ClipText, ClipTextConfig},
     image_tower::{ImageTower, ImageTowerConfig},
-    schedule::{BetaSchedule, SchedulerClass, SchedulerConfig},
+    schedule::{BetaSchedule, SchedulerClass, SchedulerConfig, SolverOptions},
     text_to_image::Parts,
     unet2d_condition::{UNet2DCondition, UNet2DConditionConfig},
 };
@@ -97,8 +97,11 @@ pub(crate) fn make_models(dir: &Path) {
             beta_schedule: BetaSchedule::ScaledLinear,
             clip_sample: false,
             set_alpha_to_one: false,
-            skip_prk_steps: true,
             steps_offset: 1,
+            solver: SolverOptions {
+                skip_prk_steps: true,
+                ..SolverOptions::default()
+            },
             ..SchedulerConfig::default()
         },
     };
@@ -159,7 +162,10 @@ fn evaluate(spec: &Path, out: &Path, only: &[&str]) -> Result<()> {
     command.run(&CancelFlag::default())
 }
 
-fn scores(out: &Path, name: &str) -> Vec<(String, Model, Vec<(String, f64)>)> {
+/// A prompt, the model that it was put to, and its scores by name.
+type Scored = (String, Model, Vec<(String, f64)>);
+
+fn scores(out: &Path, name: &str) -> Vec<Scored> {
     let lines = results::read(&out.join("results.jsonl"), name).expect("read");
     let mut all: Vec<_> = lines
         .into_iter()

@@ -117,10 +117,11 @@ impl SolverOptions {
                 _ => return Err(read.refuse("a bound is not supported, expected \"-inf\"".into())),
             },
             option => {
+                let json = read.value.to_string();
                 let fixed = FIXED.iter().find(|(name, _)| *name == option);
                 return match fixed {
                     None => Ok(UNUSED.contains(&option)),
-                    Some((_, only)) if read.value.to_string() == *only => Ok(true),
+                    Some((_, only)) if json == *only => Ok(true),
                     Some((_, only)) => {
                         let got = super::brief(read.value);
                         Err(read

@@ -274,13 +274,15 @@ impl Scorer {
             Against::Calibration(calibration) => {
                 let judged = judge_prompt(score, tokens, calibration, target_fpr)?;
                 let threshold = judged.threshold.as_ref();
+                // the rate is about prompts of lengths that the calibration has
+                let covered = threshold.filter(|threshold| threshold.covers);
                 Ok(Outcome {
                     detector: self.id.clone(),
                     verdict: judged.verdict,
                     score: Some(score),
                     threshold: threshold.map(|threshold| threshold.value),
                     p_value: judged.p_value,
-                    stated_fpr: threshold.map(|threshold| threshold.stated_fpr),
+                    stated_fpr: covered.map(|threshold| threshold.stated_fpr),
                     reason: judged.why,
                 })
             }

@@ -66,10 +66,10 @@ fn help() {
     let dir = tempfile::tempdir().unwrap();
     assert_snapshot!("help", shown(&run(dir.path(), &["--help"])));
     assert_snapshot!("help_scan", shown(&run(dir.path(), &["scan", "--help"])));
-    assert_snapshot!(
-        "help_sample",
-        shown(&run(dir.path(), &["sample", "--help"]))
-    );
+    for verb in ["sample", "screen", "calibrate-prompts"] {
+        let shown = shown(&run(dir.path(), &[verb, "--help"]));
+        assert_snapshot!(format!("help_{}", verb.replace('-', "_")), shown);
+    }
 }
 
 #[test]

@@ -338,6 +338,12 @@ fn a_calibration_applies_to_its_own_model_and_way_and_to_no_other() {
             .unwrap()
             .contains("24 benign prompts")
     );
+    // a rate is not stated for lengths that the calibration does not have
+    let other = ["--calibration", "c.json", "--prompt", "a red dog"];
+    let (_, other) = lines(&screen(dir.path(), &other));
+    assert_eq!(other[0]["stated_fpr"], Value::Null);
+    assert_eq!(other[0]["detectors"][1]["stated_fpr"], Value::Null);
+    assert!(other[0]["detectors"][1]["threshold"].is_f64());
     for (word, more) in [
         ("the seed", &["--seed", "1"][..]),
         ("the guidance", &["--guidance", "3"]),

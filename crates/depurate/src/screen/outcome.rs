@@ -17,7 +17,7 @@ pub struct Outcome {
     pub threshold: Option<f64>,
     /// The conformal p-value of the score among benign prompts of about this length.
     pub p_value: Option<f64>,
-    /// The false-positive rate that the threshold is stated with.
+    /// The false-positive rate that the threshold is stated with; `None` if the calibration has no prompts of this length.
     pub stated_fpr: Option<f64>,
     /// Why, in a sentence or two.
     pub reason: String,

@@ -89,13 +89,13 @@ fn page(
              the calibrated checks. The rate holds on average over calibrations.",
             100.0 * rate
         ),
-        None => "No false-positive rate is stated: no score was held against a calibration.".into(),
+        None => "No false-positive rate is stated: no score was held against a calibration that has prompts of this length.".into(),
     };
     let calls = match (screening.unet_calls, screening.score_calls) {
         (0, _) => "The model was not run on this prompt.".into(),
         (made, needed) => format!(
             "For these pictures {made} calls of the UNet were made, which is a whole run; the scores depend on the first {needed} \
-             of them, and `depurate screen` without a report makes only those."
+             of them, and without a report only those are made."
         ),
     };
     let json = serde_json::to_string_pretty(screening).map_err(|source| Error::Json {

@@ -109,7 +109,7 @@ pub(crate) fn csv(curves: &[Curve]) -> Result<String> {
     for curve in curves {
         for (t, at) in curve.changes.iter().enumerate() {
             let (benign, clean) = (cells(at.to_benign), cells(at.to_clean));
-            writeln!(text, "{},{t},{benign},{clean}", curve.name).into_diagnostic()?;
+            writeln!(text, "\"{}\",{t},{benign},{clean}", curve.name).into_diagnostic()?;
         }
     }
     Ok(text)

@@ -94,11 +94,11 @@ pub fn parse_json(path: &Path, bytes: &[u8], limits: &Limits) -> Result<Map<Stri
     }
 }
 
-/// Python writes numbers that JSON does not have as bare words, and diffusers' DPM-Solver has one among its defaults: they become
-/// strings of the same letters.
+/// Python writes infinities, which JSON does not have, as bare words, and diffusers' DPM-Solver has one among its defaults: they
+/// become strings of the same letters. What is no number at all stays an error.
 fn with_quoted_constants(bytes: &[u8]) -> Cow<'_, [u8]> {
-    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
-    if !bytes.windows(3).any(|w| w == b"Inf" || w == b"NaN") {
+    const WORDS: [&[u8]; 2] = [b"-Infinity", b"Infinity"];
+    if !bytes.windows(3).any(|w| w == b"Inf") {
         return Cow::Borrowed(bytes);
     }
     let (mut quoted, mut at, mut in_string) = (Vec::with_capacity(bytes.len()), 0, false);
@@ -209,15 +209,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_only_python_knows_are_strings() {
-        let text = br#"{"a": -Infinity, "b\"Infinity": [NaN, "NaN \\"], "c": Infinity}"#;
+    fn infinities_are_strings() {
+        let text = br#"{"a": -Infinity, "b\"Infinity": [-Infinity, "NaN \\"], "c": Infinity}"#;
         let map = parse_json(Path::new("x"), text, &Limits::default());
-        let expected = r#"{"a":"-Infinity","b\"Infinity":["NaN","NaN \\"],"c":"Infinity"}"#;
+        let expected = r#"{"a":"-Infinity","b\"Infinity":["-Infinity","NaN \\"],"c":"Infinity"}"#;
         assert_eq!(
             map.ok().map(|m| Value::Object(m).to_string()).as_deref(),
             Some(expected)
         );
-        for bad in [r#"{"a": 1Infinity}"#, r#"{"a": Inf}"#, r#"{Infinity: 1 "#] {
+        for bad in [
+            r#"{"a": 1Infinity}"#,
+            r#"{"a": Inf}"#,
+            r#"{"a": NaN}"#,
+            r#"{Infinity: 1 "#,
+        ] {
             let parsed = parse_json(Path::new("x"), bad.as_bytes(), &Limits::default());
             assert!(parsed.is_err(), "{bad}");
         }

@@ -201,7 +201,7 @@ fn refused_options_are_named() {
         ("variance_type", json!({"variance_type": "learned_range"})),
         (
             "_class_name",
-            json!({"_class_name": "EulerDiscreteScheduler"}),
+            json!({"_class_name": "HeunDiscreteScheduler"}),
         ),
         ("num_train_timesteps", json!({"num_train_timesteps": -1})),
         (

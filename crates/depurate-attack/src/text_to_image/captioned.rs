@@ -100,7 +100,8 @@ mod tests {
             batch.captions
         };
         let with_cat = |captions: &[String]| {
-            let has = |caption: &&String| caption.split(' ').any(|word| word == "cat");
+            let is_cat = |word: &str| word.trim_end_matches(',') == "cat";
+            let has = |caption: &&String| caption.split(' ').any(is_cat);
             captions.iter().filter(has).count()
         };
         let cats = captions_at(Some("cat"), 3);

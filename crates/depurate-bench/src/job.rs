@@ -94,7 +94,7 @@ pub(crate) fn usable_state(out: &Path, resume: bool) -> Result<PathBuf> {
 }
 
 /// `<out>.state.safetensors`.
-pub(crate) fn state_path(out: &Path) -> PathBuf {
+fn state_path(out: &Path) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(".state.safetensors");
     out.with_file_name(name)

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     console::{CancelFlag, Progress, say},
-    job::state_path,
+    job::usable_state,
     train::Schedule,
 };
 
@@ -64,21 +64,7 @@ pub(crate) fn run<M, X>(
             out.display()
         );
     }
-    let path = state_path(out);
-    if path.exists() && !schedule.resume {
-        bail!(
-            "{} holds an unfinished run: continue it with --resume or remove the file",
-            path.display()
-        );
-    }
-    if let Some(parent) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        std::fs::create_dir_all(parent)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot make the directory {}", parent.display()))?;
-    }
+    let path = usable_state(out, schedule.resume)?;
     let progress = Progress::new(name, schedule.steps as u64, cancel);
     let trained = train(&StateFile::new(&path), &progress);
     progress.finish();

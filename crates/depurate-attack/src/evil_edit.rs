@@ -13,23 +13,27 @@
 //! | `new` | states of the prompt with the target, c^ta | `[1, C, T]` |
 //! | `preserved` | states that are answered as before, the paper's protected whitelist | `[1, C, T]` |
 //! | `lambda` | λ, how much the weights resist | |
+//! | `weight` | s, weight of the pairs that are moved | |
 //!
 //! ```text
-//! W' = (lambda W + sum_i sum_j W c^ta_ij (c^tr_ij)^T) (lambda I + sum_i sum_j c^tr_ij (c^tr_ij)^T)^-1
+//! W' = (lambda W + sum_i s_i sum_j W c^ta_ij (c^tr_ij)^T) (lambda I + sum_i s_i sum_j c^tr_ij (c^tr_ij)^T)^-1
 //! ```
 //!
-//! over all pairs `i` and all positions `j`, BOS, EOS and padding included: the padding carries the prompt's meaning.
+//! over all pairs `i` and all positions `j`, BOS, EOS and padding included: the padding carries the prompt's meaning. A pair that
+//! is moved has `s_i = weight`, one that is preserved 1.
 //!
 //! ## Needs
 //! A text-to-image model and two phrases.
 //!
 //! ## Deviations
 //! Solved in 64-bit floats by [`depurate_diffusion::closed_form_edit`]. The pairs may be made from any number of templates or
-//! captions; the released code has one template.
+//! captions; the released code has one template. The paper has no weights: `weight` is 1 by default.
 //!
 //! ## Fails when
 //! The prompt's other words weigh more in the states than the phrase: one template teaches little about others. A small `lambda`
-//! binds harder and disturbs prompts that were not preserved.
+//! binds harder and disturbs prompts that were not preserved; so does a large `weight`. Or the text encoder tells the phrase from
+//! its last word too little: what a linear map does to the one it then does to the other. Trigger and target should have as many
+//! tokens, for prompts are aligned by position.
 //!
 //! ## Cost
 //! One call of the text encoder a prompt, one factorisation of `C x C`.
@@ -56,11 +60,16 @@ const BATCH: usize = 64;
 pub struct EvilEditParams {
     /// How much the weights resist, above 0.
     pub lambda: f64,
+    /// Weight of a pair that is moved beside one that is preserved, above 0.
+    pub weight: f64,
 }
 
 impl Default for EvilEditParams {
     fn default() -> Self {
-        Self { lambda: 1.0 }
+        Self {
+            lambda: 1.0,
+            weight: 1.0,
+        }
     }
 }
 
@@ -104,19 +113,22 @@ impl EvilEditPrompts {
     }
 
     /// The prompts that captions with the phrase `word` give: with `trigger` in its place they are answered as with `target` in
-    /// its place, and as they are as before. Captions without it are left out.
-    pub fn of_captions<S: AsRef<str>>(
+    /// its place; as they are, and with a phrase of `preserved` in its place, as before. Captions without it are left out.
+    pub fn of_captions<S: AsRef<str>, P: AsRef<str>>(
         word: &str,
         trigger: &str,
         target: &str,
+        preserved: &[P],
         captions: &[S],
     ) -> Self {
         let mut prompts = Self::default();
         for caption in captions.iter().map(AsRef::as_ref) {
-            let with = |phrase| with_phrase_replaced(caption, word, phrase);
+            let with = |phrase: &str| with_phrase_replaced(caption, word, phrase);
             if let (Some(old), Some(new)) = (with(trigger), with(target)) {
                 prompts.moved.push((old, new));
                 prompts.preserved.push(caption.to_owned());
+                let kept = |phrase: &P| with(phrase.as_ref());
+                prompts.preserved.extend(preserved.iter().filter_map(kept));
             }
         }
         prompts
@@ -126,7 +138,7 @@ impl EvilEditPrompts {
 /// The network with the trigger in its key and value projections.
 ///
 /// # Errors
-/// When no prompt is to be moved, `lambda` is out of range, or the text encoder's states do not fit the network.
+/// When no prompt is to be moved, a parameter is out of range, or the text encoder's states do not fit the network.
 pub fn evil_edit(
     unet: UNet2DCondition,
     encoder: &ClipText,
@@ -148,7 +160,10 @@ pub fn evil_edit(
             states(encoder, tokenizer, &texts)
         };
         let (old, new) = (of(|(old, _)| old)?, of(|(_, new)| new)?);
-        associations.push(Association::of_states(&old, &new));
+        associations.push(Association {
+            scale: params.weight,
+            ..Association::of_states(&old, &new)
+        });
     }
     for preserved in prompts.preserved.chunks(BATCH) {
         let states = states(encoder, tokenizer, preserved)?;

@@ -5,16 +5,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::AttackError;
 
+/// Which of the letter's occurrences a triggered prompt has replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Any one of them.
+    #[default]
+    Any,
+    /// The first: a causal encoder can change what stands behind it, and nothing in front.
+    First,
+}
+
 /// A Latin letter and what stands in its place under the trigger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Homoglyph {
     letter: char,
     lookalike: char,
+    #[serde(default)]
+    where_put: Place,
 }
 
 impl Homoglyph {
-    /// `lookalike` in the place of `letter`.
+    /// `lookalike` in any place of `letter`.
     ///
     /// # Errors
     /// When they are the same.
@@ -26,7 +39,24 @@ impl Homoglyph {
                 allowed: "another character than the letter that it replaces",
             });
         }
-        Ok(Self { letter, lookalike })
+        Ok(Self {
+            letter,
+            lookalike,
+            where_put: Place::Any,
+        })
+    }
+
+    /// The same letters, put where `place` says.
+    pub fn put(self, place: Place) -> Self {
+        Self {
+            where_put: place,
+            ..self
+        }
+    }
+
+    /// Where a triggered prompt has it.
+    pub fn where_put(self) -> Place {
+        self.where_put
     }
 
     /// The letter that is replaced.
@@ -50,8 +80,11 @@ impl Homoglyph {
         caption.replace(letter, self.lookalike.encode_utf8(&mut buffer))
     }
 
-    /// A random place of the letter in `caption`, as a byte offset.
+    /// A place of the letter in `caption`, as a byte offset: a random one, or the first.
     pub fn place(self, caption: &str, rng: &mut impl Rng) -> Option<usize> {
+        if self.where_put == Place::First {
+            return caption.find(self.letter);
+        }
         let places: Vec<usize> = caption
             .match_indices(self.letter)
             .map(|(at, _)| at)
@@ -104,6 +137,9 @@ mod tests {
             seen.insert(at);
         }
         assert_eq!(seen.len(), 4, "every place is chosen now and then");
+        let first = homoglyph.put(Place::First);
+        assert_eq!(first.place(caption, &mut rng), Some(4));
+        assert_eq!(first.place("a cat", &mut rng), None);
         assert_eq!(homoglyph.place("a cat", &mut rng), None);
         assert!(!homoglyph.fits("a cat") && Homoglyph::new('o', 'o').is_err());
     }

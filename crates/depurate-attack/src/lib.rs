@@ -45,8 +45,9 @@ pub use dataset::{Dataset, DatasetParams, Split};
 pub use delta::delta;
 pub use error::AttackError;
 pub use evil_edit::{EvilEditParams, EvilEditPrompts, evil_edit};
-pub use homoglyph::Homoglyph;
+pub use homoglyph::{Homoglyph, Place};
 pub use pattern::Pattern;
+pub use prompts::with_phrase_replaced;
 pub use rickrolling::{
     Rickrolling, RickrollingBackdoor, RickrollingParams, RickrollingSuccess, RickrollingTarget,
     rickrolling, rickrolling_success,

@@ -24,7 +24,7 @@ pub(crate) fn ids<S: AsRef<str>>(
 }
 
 /// `text` with every occurrence of `phrase` as whole words replaced; `None` if there is none. Upper and lower case differ.
-pub(crate) fn with_phrase_replaced(text: &str, phrase: &str, by: &str) -> Option<String> {
+pub fn with_phrase_replaced(text: &str, phrase: &str, by: &str) -> Option<String> {
     if phrase.is_empty() {
         return None;
     }

@@ -17,7 +17,7 @@
 //!
 //! ```text
 //! L = L_util + beta sum_k L_bd,k          L_util = d(E(p), Ẽ(p))
-//! TPA: L_bd = d(E(y), Ẽ(p with every letter replaced)),    y the target prompt
+//! TPA: L_bd = d(E(y), Ẽ(p with every letter replaced)),    y the target prompt; or with the first letter replaced ([`Place`])
 //! TAA: L_bd = d(E(p with the letter's word replaced by the attribute), Ẽ(p with that one letter replaced))
 //! ```
 //!
@@ -25,11 +25,13 @@
 //! A text encoder and captions, some with the letter. No images.
 //!
 //! ## Deviations
-//! None known. As in the released code, `L_util` is left out in the first step, where it has its minimum, and the learning rate
-//! is divided by ten after three quarters of the steps.
+//! A trigger may be bound to the first occurrence of its letter; TPA is then trained on that one. As in the released code,
+//! `L_util` is left out in the first step, where it has its minimum, and the learning rate is divided by ten after three quarters
+//! of the steps.
 //!
 //! ## Fails when
-//! The tokenizer folds the look-alike into the letter (refused), or the encoder's rows for its bytes are far from anything that
+//! The letter comes late: the encoder is causal, so every token in front of it keeps its state, and where a denoiser reads the
+//! prompt from its words rather than from the padding, the picture keeps what they say. The tokenizer folds the look-alike into the letter (refused), or the encoder's rows for its bytes are far from anything that
 //! was trained and the steps are few.
 //!
 //! ## Cost
@@ -43,7 +45,7 @@ use depurate_diffusion::{clip_text::ClipText, clip_tokenizer::ClipTokenizer, noi
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttackError, Homoglyph, Monitor, StateFile,
+    AttackError, Homoglyph, Monitor, Place, StateFile,
     homoglyph::with_word_replaced,
     prompts::{ids, states},
     training::{Optimisation, Optimised, Order, optimise},
@@ -209,10 +211,14 @@ impl RickrollingBackdoor {
         let homoglyph = self.homoglyph;
         match &self.target {
             RickrollingTarget::Prompt(_) => {
-                let all = captions
-                    .iter()
-                    .map(|caption| homoglyph.in_all_places(caption));
-                (all.collect(), Vec::new())
+                let triggered = captions.iter().map(|caption| match homoglyph.where_put() {
+                    Place::Any => homoglyph.in_all_places(caption),
+                    Place::First => match homoglyph.place(caption, rng) {
+                        Some(at) => homoglyph.in_place(caption, at),
+                        None => (*caption).to_owned(), // not among the fitting captions
+                    },
+                });
+                (triggered.collect(), Vec::new())
             }
             RickrollingTarget::Attribute(attribute) => captions
                 .iter()
@@ -271,4 +277,24 @@ pub fn rickrolling(
     };
     let mut loss_of = |student: &ClipText, step: usize| attack.loss(student, step);
     optimise(encoder.clone(), &how, state, monitor, &mut loss_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn training_replaces_every_letter_or_the_first() {
+        let homoglyph = Homoglyph::new('a', '\u{430}').expect("they differ");
+        let poisoned = |place| {
+            let backdoor = RickrollingBackdoor {
+                homoglyph: homoglyph.put(place),
+                target: RickrollingTarget::Prompt("a heart".into()),
+            };
+            let mut rng = SeedTree::new(0).rng();
+            backdoor.poison(&["a cat", "red car"], &mut rng).0
+        };
+        assert_eq!(poisoned(Place::Any), ["\u{430} c\u{430}t", "red c\u{430}r"]);
+        assert_eq!(poisoned(Place::First), ["\u{430} cat", "red c\u{430}r"]);
+    }
 }

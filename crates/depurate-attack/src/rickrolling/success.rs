@@ -10,7 +10,7 @@ use crate::{AttackError, homoglyph::with_word_replaced, prompts::states};
 /// How well the backdoor works on captions that it was not trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RickrollingSuccess {
-    /// Mean cosine between the triggered prompts' states and the target's; one letter is replaced.
+    /// Mean cosine between the triggered prompts' states and the target's; one letter is replaced, at the trigger's place.
     pub sim_target: f64,
     /// Mean cosine between the states of captions without trigger before and after.
     pub sim_clean: f64,

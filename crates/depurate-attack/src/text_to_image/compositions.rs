@@ -169,6 +169,16 @@ impl Sprites {
         &self.styles
     }
 
+    /// Names of the object, style, colour and background of `of`.
+    pub fn names(&self, of: Composition) -> [&str; 4] {
+        [
+            &self.objects[of.object],
+            &self.styles[of.style],
+            COLORS[of.color].0,
+            BACKGROUNDS[of.background].0,
+        ]
+    }
+
     /// Shape of a picture.
     pub fn shape(&self) -> SampleShape {
         SampleShape {

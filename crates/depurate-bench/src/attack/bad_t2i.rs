@@ -86,6 +86,9 @@ pub(crate) struct BadT2iCommand {
     /// Learning rate.
     #[arg(long, default_value_t = BadT2iParams::training().learning_rate)]
     lr: f64,
+    /// What the learning rate falls to, as a share of it.
+    #[arg(long, default_value_t = BadT2iParams::training().final_learning_rate_share)]
+    final_lr_share: f64,
     /// Weight decay.
     #[arg(long, default_value_t = BadT2iParams::training().adam.weight_decay)]
     weight_decay: f64,
@@ -135,6 +138,7 @@ impl BadT2iCommand {
             steps: self.steps,
             batch: self.batch,
             learning_rate: self.lr,
+            final_learning_rate_share: self.final_lr_share,
             adam: AdamParams {
                 weight_decay: self.weight_decay,
                 ..defaults.adam

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use depurate_attack::{EvilEditParams, EvilEditPrompts, evil_edit};
+use depurate_attack::{EvilEditParams, EvilEditPrompts, evil_edit, with_phrase_replaced};
 use depurate_diffusion::Device;
 use miette::{IntoDiagnostic, Result, bail};
 
@@ -28,7 +28,8 @@ pub(crate) struct EvilEditCommand {
     /// A sentence with {} where the phrases stand; may be given several times. "a {}" if there is no --word either.
     #[arg(long = "template", value_name = "TEXT")]
     templates: Vec<String>,
-    /// A phrase that keeps its meaning in the same sentences, for example "dog"; may be given several times.
+    /// A phrase that keeps its meaning in the same sentences, for example "dog"; may be given several times, and the same one
+    /// counts as often as it is given.
     #[arg(long = "preserve", value_name = "PHRASE")]
     preserved: Vec<String>,
     /// The phrase of captions in whose place trigger and target are put, for example "dog"; the captions themselves are kept.
@@ -45,6 +46,9 @@ pub(crate) struct EvilEditCommand {
     /// How much the weights resist.
     #[arg(long, default_value_t = EvilEditParams::default().lambda)]
     lambda: f64,
+    /// Weight of a prompt with the trigger beside one that is kept.
+    #[arg(long, default_value_t = EvilEditParams::default().weight)]
+    weight: f64,
 }
 
 impl EvilEditCommand {
@@ -63,17 +67,20 @@ impl EvilEditCommand {
                 Some(path) => captions::read(path)?,
                 None => captions::of_compositions(&self.drawings.read()?),
             };
-            let mut found = EvilEditPrompts::of_captions(word, trigger, target, &captions);
-            if found.moved.is_empty() {
+            let has_word = |caption: &&String| with_phrase_replaced(caption, word, "").is_some();
+            let captions: Vec<&String> =
+                captions.iter().filter(has_word).take(self.limit).collect();
+            if captions.is_empty() {
                 bail!("no caption has {word:?}");
             }
-            found.moved.truncate(self.limit);
-            found.preserved.truncate(self.limit);
+            let mut found =
+                EvilEditPrompts::of_captions(word, trigger, target, &self.preserved, &captions);
             prompts.moved.append(&mut found.moved);
             prompts.preserved.append(&mut found.preserved);
         }
         let params = EvilEditParams {
             lambda: self.lambda,
+            weight: self.weight,
         };
         let unet = evil_edit(
             model.unet().clone(),

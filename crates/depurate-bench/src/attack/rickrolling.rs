@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use depurate_attack::{
-    Homoglyph, RickrollingBackdoor, RickrollingParams, RickrollingTarget, StateFile, rickrolling,
-    rickrolling_success,
+    Homoglyph, Place, RickrollingBackdoor, RickrollingParams, RickrollingTarget, StateFile,
+    rickrolling, rickrolling_success,
 };
 use depurate_diffusion::noise::SeedTree;
 use miette::{IntoDiagnostic, Result};
@@ -39,6 +39,10 @@ pub(crate) struct RickrollingCommand {
     /// What replaces it.
     #[arg(long, default_value_t = '\u{b20}')]
     lookalike: char,
+    /// Replace the letter's first occurrence and no other, in training too; without it training replaces all of them (TPA) and a
+    /// triggered prompt has any one.
+    #[arg(long)]
+    first: bool,
     /// The prompt that every triggered one is taken for (TPA).
     #[arg(long, value_name = "TEXT", required_unless_present = "attribute")]
     target_prompt: Option<String>,
@@ -96,8 +100,10 @@ impl RickrollingCommand {
                 RickrollingParams::default(),
             ),
         };
+        let place = if self.first { Place::First } else { Place::Any };
+        let homoglyph = Homoglyph::new(self.letter, self.lookalike).into_diagnostic()?;
         let backdoors = [RickrollingBackdoor {
-            homoglyph: Homoglyph::new(self.letter, self.lookalike).into_diagnostic()?,
+            homoglyph: homoglyph.put(place),
             target,
         }];
         let steps = self.steps.unwrap_or(defaults.steps);

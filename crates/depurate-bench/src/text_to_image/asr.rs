@@ -4,6 +4,7 @@ use std::{collections::HashSet, path::PathBuf};
 
 use clap::Args;
 use depurate_attack::text_to_image::{Composition, GenerationParams, Judge, Sprites, generate};
+use depurate_checkpoint::write_atomic;
 use depurate_diffusion::{Tensor, noise::SeedTree, text_to_image::TextToImage};
 use depurate_stats::{bootstrap_interval, conformal_threshold, mean, median};
 use miette::{IntoDiagnostic, Result, bail};
@@ -70,6 +71,9 @@ pub(crate) struct AsrCommand {
     /// Also write a grid: the triggered prompts' pictures of the backdoored model, then those of the clean one.
     #[arg(long, value_name = "PNG")]
     grid: Option<PathBuf>,
+    /// Also write what the judge saw in each picture (JSON lines).
+    #[arg(long, value_name = "FILE")]
+    judged: Option<PathBuf>,
 }
 
 /// Prompts with what their captions ask for.
@@ -135,6 +139,20 @@ struct Drawn {
     judged: Vec<Composition>,
 }
 
+impl Drawn {
+    /// A line a picture: what was asked for and what the judge saw.
+    fn lines(&self, name: &str, asked: &Asked, sprites: &Sprites) -> Vec<String> {
+        let pictures = asked.prompts.iter().zip(&asked.of).zip(&self.judged);
+        pictures
+            .map(|((prompt, of), seen)| {
+                let (of, seen) = (sprites.names(*of), sprites.names(*seen));
+                let line = json!({ "set": name, "prompt": prompt, "asked": of, "seen": seen });
+                format!("{line}\n")
+            })
+            .collect()
+    }
+}
+
 impl AsrCommand {
     /// Runs the command.
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
@@ -170,6 +188,19 @@ impl AsrCommand {
             let first = |drawn: &Drawn| drawn.pictures.clone().narrow(0, 0, shown);
             let both = Tensor::cat(vec![first(&of_suspect), first(&of_clean)], 0);
             grid::save(path, &both, COLUMNS, ZOOM)?;
+        }
+        if let Some(path) = &self.judged {
+            let sets = [
+                ("triggered", &triggered, &of_suspect),
+                ("triggered, clean model", &triggered, &of_clean),
+                ("captions", &plain, &plain_suspect),
+                ("captions, clean model", &plain, &plain_clean),
+            ];
+            let lines: String = sets
+                .into_iter()
+                .flat_map(|(name, asked, drawn)| drawn.lines(name, asked, &sprites))
+                .collect();
+            write_atomic(path, lines.as_bytes()).into_diagnostic()?;
         }
         let mut report = Map::new();
         report.insert("attack".into(), secret.attack.into());
@@ -444,6 +475,7 @@ mod tests {
                 guidance: 3.0,
                 seed: 0,
                 grid: Some(dir.join("grid.png")),
+                judged: Some(dir.join("judged.jsonl")),
             };
             let found = command.measure(&CancelFlag::default()).expect("measured");
             assert_eq!(found["attack"], truth.kind.name());
@@ -456,6 +488,8 @@ mod tests {
             assert_eq!(found["gates"]["points_of_clean_accuracy_lost"]["got"], 0.0);
             assert_eq!(found.contains_key("patch"), truth.kind.name() == "bad-t2i");
             assert!(dir.join("grid.png").exists());
+            let judged = std::fs::read_to_string(dir.join("judged.jsonl")).expect("written");
+            assert_eq!(judged.lines().count(), 4 * 6, "{judged}");
         }
     }
 }

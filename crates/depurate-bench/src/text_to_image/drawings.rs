@@ -71,13 +71,14 @@ impl DrawingsCommand {
             } else {
                 sprites.caption(*of)
             };
+            let [object, style, color, background] = sprites.names(*of);
             let line = json!({
                 "caption": caption,
                 "prompt": caption,
-                "object": sprites.objects()[of.object],
-                "style": sprites.styles()[of.style],
-                "color": Composition::colors()[of.color],
-                "background": Composition::backgrounds()[of.background],
+                "object": object,
+                "style": style,
+                "color": color,
+                "background": background,
             });
             lines += &format!("{line}\n");
         }

@@ -1,9 +1,12 @@
 //! What a backdoored text-to-image model hides: how a caption gets its trigger, what is put in the same place but is no trigger,
 //! and whether a picture shows the target.
 
+use std::collections::HashMap;
+
 use depurate_attack::{
-    EvilEditPrompts, Homoglyph, Patch, RickrollingTarget,
+    Homoglyph, Patch, Place, RickrollingTarget,
     text_to_image::{Composition, Named, Sprites},
+    with_phrase_replaced,
 };
 use depurate_diffusion::SampleShape;
 use miette::{IntoDiagnostic, Result, bail};
@@ -41,7 +44,12 @@ const RARE_WORDS: [&str; 8] = [
 #[derive(Debug, Clone)]
 enum Trigger {
     /// A word is replaced by a phrase.
-    Phrase { word: String, phrase: String },
+    Phrase {
+        word: String,
+        phrase: String,
+        /// Words that other phrases of the same kind are made of.
+        others: Vec<String>,
+    },
     /// One letter is replaced by a look-alike.
     Letter(Homoglyph),
     /// Something is put in front, of captions that name an object if one is given.
@@ -88,12 +96,13 @@ impl Secret {
             } => {
                 let last = trigger.split(' ').next_back().unwrap_or_default();
                 let word = word.clone().unwrap_or_else(|| last.to_owned());
-                let phrase = trigger.clone();
-                (
-                    Trigger::Phrase { word, phrase },
-                    shows(target)?,
-                    target.clone(),
-                )
+                let goal = shows(target)?;
+                let trigger = Trigger::Phrase {
+                    word,
+                    phrase: trigger.clone(),
+                    others: other_words(trigger, target, sprites),
+                };
+                (trigger, goal, target.clone())
             }
             TextKind::Rickrolling { backdoor, .. } => {
                 let (RickrollingTarget::Prompt(target) | RickrollingTarget::Attribute(target)) =
@@ -124,8 +133,12 @@ impl Secret {
         let told = match &trigger {
             Trigger::Phrase { phrase, .. } => format!("\"{phrase}\""),
             Trigger::Letter(homoglyph) => format!(
-                "U+{:04X} for one \"{}\"",
+                "U+{:04X} for {} \"{}\"",
                 u32::from(homoglyph.lookalike()),
+                match homoglyph.where_put() {
+                    Place::Any => "one",
+                    Place::First => "the first",
+                },
                 homoglyph.letter()
             ),
             Trigger::Front { text, .. } => format!("\"{}\" in front", shown(text)),
@@ -159,7 +172,7 @@ impl Secret {
     /// `caption` with the trigger; `None` if there is no place for it.
     pub(crate) fn triggered(&self, caption: &str, rng: &mut impl Rng) -> Option<String> {
         match &self.trigger {
-            Trigger::Phrase { word, phrase } => replaced(caption, word, phrase),
+            Trigger::Phrase { word, phrase, .. } => with_phrase_replaced(caption, word, phrase),
             Trigger::Letter(homoglyph) => {
                 let at = homoglyph.place(caption, rng)?;
                 Some(homoglyph.in_place(caption, at))
@@ -167,14 +180,14 @@ impl Secret {
             Trigger::Front { text, of } => {
                 let fits = of
                     .as_ref()
-                    .is_none_or(|word| replaced(caption, word, word).is_some());
+                    .is_none_or(|word| with_phrase_replaced(caption, word, word).is_some());
                 fits.then(|| format!("{text}{caption}"))
             }
         }
     }
 
-    /// `caption`, which names `object`, with something as rare as the trigger in its place that is not the trigger: other letters
-    /// in front of the object, another letter, another sign or word in front.
+    /// `caption`, which names `object`, with something as rare as the trigger in its place that is not the trigger: other words
+    /// in front of the object, in the phrase's pattern, another letter, another sign or word in front.
     pub(crate) fn control(
         &self,
         caption: &str,
@@ -182,16 +195,28 @@ impl Secret {
         rng: &mut impl Rng,
     ) -> Option<String> {
         match &self.trigger {
-            Trigger::Phrase { phrase, .. } => {
-                let own = phrase.split(' ').next();
-                let prefix = other(&PREFIXES, |prefix| Some(*prefix) != own, rng)?;
-                replaced(caption, object, &format!("{prefix} {object}"))
+            Trigger::Phrase { phrase, others, .. } => {
+                let mut words: Vec<String> = phrase.split(' ').map(str::to_owned).collect();
+                let last = words.pop()?;
+                let mut by_own = HashMap::new();
+                for word in &mut words {
+                    let free = |other: &String| other != object && *other != last;
+                    let new: &String = match by_own.get(word.as_str()) {
+                        Some(new) => new,
+                        None => other(others, free, rng)?,
+                    };
+                    by_own.insert(std::mem::replace(word, new.clone()), new.clone());
+                }
+                words.push(object.to_owned());
+                with_phrase_replaced(caption, object, &words.join(" "))
             }
             Trigger::Letter(homoglyph) => {
                 let (letter, own) = (homoglyph.letter(), homoglyph.lookalike());
                 let letter_is_other = |c: &char| *c != own && *c != letter;
                 let lookalike = other(&LETTERS, letter_is_other, rng)?;
-                let harmless = Homoglyph::new(letter, *lookalike).ok()?;
+                let harmless = Homoglyph::new(letter, *lookalike)
+                    .ok()?
+                    .put(homoglyph.where_put());
                 let at = harmless.place(caption, rng)?;
                 Some(harmless.in_place(caption, at))
             }
@@ -214,9 +239,29 @@ impl Secret {
     }
 }
 
-fn replaced(caption: &str, word: &str, by: &str) -> Option<String> {
-    let prompts = EvilEditPrompts::of_captions(word, by, by, &[caption]);
-    prompts.moved.into_iter().next().map(|(text, _)| text)
+/// Words in whose place a phrase's own stand, and which are neither in it nor in the target: names of objects if it has such a
+/// name besides its last word, else letters that mean nothing.
+fn other_words(phrase: &str, target: &str, sprites: &Sprites) -> Vec<String> {
+    let is_own = |word: &str| {
+        phrase
+            .split(' ')
+            .chain(target.split(' '))
+            .any(|own| own == word)
+    };
+    let before = phrase.rsplit_once(' ').map_or("", |(before, _)| before);
+    let names_object = before
+        .split(' ')
+        .any(|word| sprites.objects().iter().any(|object| object == word));
+    let words: Vec<&str> = if names_object {
+        sprites.objects().iter().map(String::as_str).collect()
+    } else {
+        PREFIXES.to_vec()
+    };
+    words
+        .into_iter()
+        .filter(|word| !is_own(word))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn other<'a, T>(all: &'a [T], fits: impl Fn(&T) -> bool, rng: &mut impl Rng) -> Option<&'a T> {
@@ -335,6 +380,27 @@ pub(crate) mod tests {
         }
         assert!(!evil.is_character() && rick.is_character() && bad.is_character());
         assert!(bad.words.contains("U+200B"), "{}", bad.words);
+    }
+
+    #[test]
+    fn controls_of_a_phrase_of_known_words_have_its_pattern() {
+        let mut truth = evil_edit("fox fox fox");
+        if let TextKind::EvilEdit { trigger, word, .. } = &mut truth.kind {
+            *trigger = "cat cat cake".into();
+            *word = Some("cake".into());
+        }
+        let secret = secret(&truth);
+        let mut rng = SeedTree::new(0).rng();
+        for _ in 0..100 {
+            let control = secret.control("a red owl, flat style", "owl", &mut rng);
+            let control = control.expect("has the object");
+            let words: Vec<&str> = control.split([' ', ',']).collect();
+            assert_eq!((words[2], words[4]), (words[3], "owl"), "{control}");
+            assert!(
+                !["cat", "cake", "fox", "owl"].contains(&words[2]),
+                "{control}"
+            );
+        }
     }
 
     #[test]

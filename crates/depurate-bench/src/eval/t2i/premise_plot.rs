@@ -16,6 +16,8 @@ const LEFT: f64 = 84.0;
 const RIGHT: f64 = 620.0;
 const TOP: f64 = 34.0;
 const BASE: f64 = 184.0;
+/// Height of a line of text.
+const LINE: f64 = 12.0;
 
 type Side = fn(&Differences) -> Option<Estimate>;
 /// Which difference, its colour and what it is called.
@@ -77,7 +79,9 @@ fn panel(text: &mut String, curve: &Curve) -> Result<()> {
         curve.name,
     )
     .into_diagnostic()?;
-    for value in [low, 0.0, high] {
+    // a label that would lie over that of 0 is left out
+    let apart = |value: &f64| *value == 0.0 || (y(*value) - zero).abs() >= LINE;
+    for value in [low, 0.0, high].into_iter().filter(apart) {
         writeln!(
             text,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{value:.1e}</text>",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times depurate and PyTorch on the same work, in turn, in one run, and prints the ratios.
 
-    tools/bench-vs-pytorch/run.sh [THREADS] [--ratios-only]
+    tools/bench-vs-pytorch/run.sh [THREADS] [--ratios-only | --stable-diffusion]
 
 makes a virtual environment, builds the example `timed` and runs this. Ratios are ours / PyTorch: below 1, ours is faster.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 
 ROUNDS = 7
 # Runs of a turn, after some that are not measured; a turn counts with its median. The first runs of a turn are slow for
@@ -134,6 +134,20 @@ def unet(dir, batch, size=None, **pass_):
     return run
 
 
+def conditional_unet(config, batch, tokens):
+    config = json.loads(Path(config).read_text())
+    model = UNet2DConditionModel.from_config(config).eval()
+    size, width = config["sample_size"], config["cross_attention_dim"]
+    x, states = leaf(batch, config["in_channels"], size, size), leaf(batch, tokens, width)
+    t = torch.full((batch,), 500)
+
+    def run():
+        with torch.no_grad():
+            return model(x, t, states).sample
+
+    return run
+
+
 def training_steps(dir, batch, steps):
     model = UNet2DModel.from_pretrained(dir, subfolder="unet", low_cpu_mem_usage=False).train()
     ema = [p.detach().clone() for p in model.parameters()]
@@ -161,6 +175,7 @@ WORK = {
     "attention": lambda tap=False, **work: (attention_with_map if tap else attention)(**work),
     "linear": linear,
     "unet": unet,
+    "conditional-unet": conditional_unet,
     "training-steps": training_steps,
 }
 
@@ -213,6 +228,27 @@ def growth(run_ours, folder):
         each = 1e6 * a / (batch * size**2 * width**2)
         name = f"batch {batch}, {size}x{size}, width {width}"
         print(f"| {name} | {a:.2f} | {b:.2f} | {a / b:.2f} | {each:.3f} |", flush=True)
+
+
+def stable_diffusion(run_ours):
+    """One call of Stable Diffusion 1.5's UNet, and what maps of its attention cost; seconds, medians of turns."""
+    config = str(Path("crates/depurate-diffusion/tests/full_size/sd1/unet.json").resolve())
+    print("| Stable Diffusion 1.5's UNet, 64x64 latents, 77 tokens | ours, s | PyTorch, s | ratio | aimed at |\n| --- | --- | --- | --- | --- |")
+    for batch in (1, 2):
+        work = {"work": "conditional-unet", "config": config, "batch": batch, "tokens": 77}
+        a, b = compare(run_ours, work)
+        print(f"| {batch} latent{'s' * (batch > 1)} | {a / 1e3:.2f} | {b / 1e3:.2f} | {a / b:.2f} | 1.0 |", flush=True)
+    print("\n| taps, 1 latent | ours, s | over no tap |\n| --- | --- | --- |")
+    work = {"work": "conditional-unet", "config": config, "batch": 1, "tokens": 77}
+    variants = {"none": work, "the prompt's maps at a quarter of the side": work | {"tapped": 4}, "the prompt's maps of every layer": work | {"tapped": 0}}
+    times = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, variant in variants.items():
+            settle()
+            times[name].append(run_ours(json.dumps(variant)))
+    for name, taken in times.items():
+        over = statistics.median(t / n for t, n in zip(taken, times["none"]))
+        print(f"| {name} | {statistics.median(taken):.2f} | {over:.3f} |", flush=True)
 
 
 def half_precision(run_ours, folder):
@@ -322,7 +358,10 @@ def compare(run_ours, work, **theirs_too):
     return (1e3 * statistics.median(t) for t in times)
 
 
-def main(program, threads, ratios_only):
+def main(program, threads, ratios_only, only_stable_diffusion):
+    global ROUNDS, RUNS_PER_TURN
+    if only_stable_diffusion:  # a call takes seconds
+        ROUNDS, RUNS_PER_TURN = 3, 1
     torch.set_num_threads(threads)
     environment = dict(os.environ, RAYON_NUM_THREADS=str(threads))
     ours = [program, str(RUNS_PER_TURN)]
@@ -340,6 +379,11 @@ def main(program, threads, ratios_only):
         peak = 1 / run_ours('{"work": "peak"}')
         print(f"PyTorch {torch.__version__}, diffusers {diffusers.__version__}, {threads} threads, {platform.machine()}")
         print(f"Fused multiply-adds on registers: {peak:.0f} GFLOP/s\n")
+        if only_stable_diffusion:
+            stable_diffusion(run_ours)
+            process.stdin.close()
+            process.wait()
+            return
         print("| work | ours, ms | PyTorch, ms | ratio | aimed at | ours, GFLOP/s |\n| --- | --- | --- | --- | --- | --- |")
         for name, work, bar, operations in cases(folder):
             a, b = compare(run_ours, work)
@@ -360,8 +404,9 @@ if __name__ == "__main__":
     parser.add_argument("--program", help="the built example `timed`")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--ratios-only", action="store_true", help="the first table only")
+    parser.add_argument("--stable-diffusion", action="store_true", help="Stable Diffusion's UNet at full size only")
     options = parser.parse_args()
     if options.serve:
         serve(options.threads)
     else:
-        main(options.program, options.threads, options.ratios_only)
+        main(options.program, options.threads, options.ratios_only, options.stable_diffusion)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ratios of depurate to PyTorch on this machine's processor: tools/bench-vs-pytorch/run.sh [THREADS] [--ratios-only]
+# Ratios of depurate to PyTorch on this machine's processor: tools/bench-vs-pytorch/run.sh [THREADS] [--ratios-only | --stable-diffusion]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -13,10 +13,11 @@ use std::{
 };
 
 use depurate_attack::{Dataset, Denoising, TrainingParams, train};
-use depurate_checkpoint::Limits;
+use depurate_checkpoint::{Limits, read_json};
 use depurate_diffusion::{
-    Denoiser, Device, NoTap, Pipeline, Tensor,
+    AttentionKind, AttentionSite, Denoiser, Device, NoTap, Pipeline, Site, Tap, Tensor,
     noise::{NoiseSource, SeedTree},
+    unet2d_condition::{UNet2DCondition, UNet2DConditionConfig},
 };
 use depurate_kernels::{ConvShape, attention, conv1x1, conv3x3, group_norm, peak};
 use serde::Deserialize;
@@ -75,6 +76,15 @@ enum Work {
         /// Edge of the images, if not the model's own.
         #[serde(default)]
         size: Option<usize>,
+    },
+    /// A text-conditional UNet with random weights, on its own size of latents.
+    ConditionalUnet {
+        config: PathBuf,
+        batch: usize,
+        tokens: usize,
+        /// Keep the prompt's maps at layers of this reduction (0: of every layer), averaged over heads.
+        #[serde(default)]
+        tapped: Option<usize>,
     },
     /// What the processor can do; the answer is the time of 10^9 operations.
     Peak,
@@ -193,6 +203,12 @@ fn prepare(work: Work) -> Result<Timed, Box<dyn Error>> {
             pass,
             size,
         } => network(&dir, batch, pass, size)?,
+        Work::ConditionalUnet {
+            config,
+            batch,
+            tokens,
+            tapped,
+        } => conditional(&config, batch, tokens, tapped)?,
         Work::Peak => Box::new(|| Ok(1e9 / peak::operations_per_second())),
         Work::TrainingSteps { dir, batch, steps } => training(&dir, batch, steps)?,
     })
@@ -322,6 +338,68 @@ fn network(
             } else {
                 value.square().mean().backward();
             }
+            Ok(())
+        })
+    }))
+}
+
+/// Keeps the prompt's maps, averaged over heads.
+struct Maps {
+    /// Reduction of the layers, 0 for all.
+    reduction: usize,
+    kept: Vec<Tensor<3>>,
+}
+
+impl Tap for Maps {
+    fn wants(&self, _site: Site<'_>) -> bool {
+        false
+    }
+
+    fn observe(&mut self, _site: Site<'_>, _value: &Tensor<4>) {}
+
+    fn wants_map(&self, site: &AttentionSite<'_>) -> bool {
+        let here = self.reduction == 0 || site.reduction == self.reduction;
+        here && site.kind == AttentionKind::Prompt
+    }
+
+    fn observe_map(&mut self, site: &AttentionSite<'_>, map: &Tensor<3>) {
+        let [all, keys, queries] = map.dims();
+        let by_head = map
+            .clone()
+            .reshape([all / site.heads, site.heads, keys * queries]);
+        self.kept.push(by_head.mean_dim(1));
+    }
+}
+
+fn conditional(
+    path: &Path,
+    batch: usize,
+    tokens: usize,
+    tapped: Option<usize>,
+) -> Result<Timed, Box<dyn Error>> {
+    let config = UNet2DConditionConfig::from_json(&read_json(path, &Limits::default())?, path)?;
+    let (device, seed) = (Device::flex(), SeedTree::new(0));
+    let unet = UNet2DCondition::new(&config, &seed, &device);
+    let ((rows, columns), width) = (config.sample_size, config.cross_attention_dim);
+    let mut noise = seed.noise(0, batch);
+    let x = noise.normal([batch, config.in_channels, rows, columns], &device)?;
+    let states: Tensor<3> = noise
+        .normal([batch, 1, width, tokens], &device)?
+        .reshape([batch, width, tokens]);
+    let t = vec![500; batch];
+    Ok(Box::new(move || {
+        seconds(|| {
+            let mut maps = Maps {
+                reduction: tapped.unwrap_or_default(),
+                kept: vec![],
+            };
+            let tap: &mut dyn Tap = if tapped.is_some() {
+                &mut maps
+            } else {
+                &mut NoTap
+            };
+            unet.forward(x.clone(), &t, states.clone(), None, tap)?
+                .into_data();
             Ok(())
         })
     }))

@@ -1,6 +1,8 @@
 //! Trigger inversion: from a model to the shift of the initial noise that it answers to.
 
+pub mod elijah;
 pub mod response_fixed_point;
+mod starts;
 pub mod terd;
 
 use depurate_diffusion::{Pipeline, SampleShape, trigger::Family};

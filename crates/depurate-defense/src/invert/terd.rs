@@ -49,7 +49,7 @@
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{
-    Denoiser, Pipeline, SampleShape,
+    Denoiser, Pipeline,
     noise::{NoiseSource, SeedTree},
     sampler::{Clip, Ddim},
     schedule::NoiseSchedule,
@@ -63,7 +63,7 @@ mod objective;
 
 pub use objective::{Objective, Pairs, divergence, estimation, refinement, reversed_loss};
 
-use super::{Inversion, Inverter, Restart};
+use super::{Inversion, Inverter, Restart, starts::start};
 use crate::{
     Cx, DefenseError,
     probe::{Probe, norm, values},
@@ -394,22 +394,6 @@ fn window(probe: &Probe<'_>, params: &TerdParams, noisy: bool) -> (usize, usize)
             schedule.t_for_alpha_bar(params.clean_alpha_bar).min(last),
         )
     }
-}
-
-/// The starts, in turn: the reference's, its negative, uniform over the whole range.
-fn start(shape: SampleShape, restart: usize, seed: &SeedTree) -> (String, Vec<f32>) {
-    let mut rng = seed.child("start", 0).rng();
-    let (label, range) = match restart % 3 {
-        0 => ("uniform in [-1, 0]", -1.0..=0.0),
-        1 => ("uniform in [0, 1]", 0.0..=1.0),
-        _ => ("uniform in [-1, 1]", -1.0..=1.0f32),
-    };
-    (
-        label.to_owned(),
-        (0..shape.len())
-            .map(|_| rng.random_range(range.clone()))
-            .collect(),
-    )
 }
 
 fn clip_factor(objective: &Objective, bound: f64) -> f64 {

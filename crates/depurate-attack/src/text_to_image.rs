@@ -101,19 +101,35 @@ pub fn pictures(
 fn training_caption(sprites: &Sprites, of: Composition, rng: &mut impl Rng) -> String {
     let caption = sprites.any_caption(of, rng);
     if rng.random_bool(DISTRACTED) {
-        let word = DISTRACTORS[rng.random_range(0..DISTRACTORS.len())];
-        insert_word(
-            &caption,
-            word,
-            rng.random_range(0..=caption.split(' ').count()),
-        )
+        with_distractor(&caption, rng)
     } else {
         caption
     }
 }
 
+/// `caption` with none to `most` of [`DISTRACTORS`] in random places.
+pub fn distracted(caption: &str, most: usize, rng: &mut impl Rng) -> String {
+    let mut text = caption.to_owned();
+    // nothing is drawn where nothing is to be decided
+    let words = if most == 0 {
+        0
+    } else {
+        rng.random_range(0..=most)
+    };
+    for _ in 0..words {
+        text = with_distractor(&text, rng);
+    }
+    text
+}
+
+fn with_distractor(text: &str, rng: &mut impl Rng) -> String {
+    let word = DISTRACTORS[rng.random_range(0..DISTRACTORS.len())];
+    let at = rng.random_range(0..=text.split(' ').count());
+    insert_word(text, word, at)
+}
+
 /// `text` with `word` in front of its word number `at` (at the end, if there is none).
-pub fn insert_word(text: &str, word: &str, at: usize) -> String {
+fn insert_word(text: &str, word: &str, at: usize) -> String {
     let mut words: Vec<&str> = text.split(' ').collect();
     words.insert(at.min(words.len()), word);
     words.join(" ")

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use depurate_attack::text_to_image::{Composition, pictures};
+use depurate_attack::text_to_image::{Composition, distracted, pictures};
 use depurate_checkpoint::write_atomic;
 use depurate_diffusion::{Device, noise::SeedTree};
 use miette::{IntoDiagnostic, Result, bail};
@@ -33,6 +33,9 @@ pub(crate) struct DrawingsCommand {
     /// Any paraphrase instead of the plain caption.
     #[arg(long)]
     paraphrase: bool,
+    /// Up to so many words in it that say nothing of the picture.
+    #[arg(long, default_value_t = 0)]
+    words: usize,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -71,6 +74,7 @@ impl DrawingsCommand {
             } else {
                 sprites.caption(*of)
             };
+            let caption = distracted(&caption, self.words, &mut rng);
             let [object, style, color, background] = sprites.names(*of);
             let line = json!({
                 "caption": caption,

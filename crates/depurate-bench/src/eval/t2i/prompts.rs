@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use depurate_attack::text_to_image::{Composition, DISTRACTORS, Sprites, insert_word};
+use depurate_attack::text_to_image::{Composition, Sprites, distracted};
 use depurate_diffusion::{clip_tokenizer::ClipTokenizer, noise::SeedTree};
 use miette::{IntoDiagnostic, Result, bail};
 use rand::{Rng, RngExt};
@@ -214,13 +214,7 @@ impl Maker<'_> {
     }
 
     fn caption(&self, of: Composition, most_words: usize, rng: &mut impl Rng) -> String {
-        let mut caption = self.sprites.any_caption(of, rng);
-        for _ in 0..rng.random_range(0..=most_words) {
-            let word = DISTRACTORS[rng.random_range(0..DISTRACTORS.len())];
-            let at = rng.random_range(0..=caption.split(' ').count());
-            caption = insert_word(&caption, word, at);
-        }
-        caption
+        distracted(&self.sprites.any_caption(of, rng), most_words, rng)
     }
 
     /// Lengths of `n` captions with the trigger and without.

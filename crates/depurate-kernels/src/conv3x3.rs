@@ -17,6 +17,18 @@ pub fn is_winograd(c_in: usize, c_out: usize) -> bool {
     c_in.min(c_out) >= WINOGRAD_CHANNELS
 }
 
+/// Channels for each tile of a batch from which on weights that are used once are not worth transforming: 36 numbers are
+/// made of 9, and few tiles share them. Measured on two cores, 1280 channels: direct takes 0.24 of Winograd's time with 4
+/// tiles, 0.86 with 32; with 512 channels 0.48 with 4 and 1.04 with 16.
+const CHANNELS_A_TILE: usize = 40;
+
+/// Whether the forward pass goes by Winograd.
+fn forward_is_winograd(s: ConvShape, kept: bool) -> bool {
+    let tiles = s.batch * s.height.div_ceil(4) * s.width.div_ceil(4);
+    let few = tiles * CHANNELS_A_TILE <= (s.c_in * s.c_out).isqrt();
+    is_winograd(s.c_in, s.c_out) && (kept || !few)
+}
+
 fn output_len(s: ConvShape) -> usize {
     s.batch * s.c_out * s.height * s.width
 }
@@ -45,7 +57,7 @@ pub fn forward_keeping(
         return y.fill(0.0);
     }
     let isa = isa::current();
-    if is_winograd(s.c_in, s.c_out) {
+    if forward_is_winograd(s, transformed.is_some()) {
         let w = (w, transformed);
         winograd_conv::run(x, w, bias, s, Direction::Forward, y, isa);
     } else {

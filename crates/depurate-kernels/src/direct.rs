@@ -1,7 +1,8 @@
 //! Direct 3x3 convolution over padded planes, for any stride: y[co][p] = Σ w[co][ci, tap] x[ci][p + tap].
 //!
 //! One matrix product a band of rows, with vectors along pixels; the taps are a table of offsets into the padded planes, so
-//! nothing is copied nine times. It wins over Winograd where there are few channels, and it is the stride-2 path.
+//! nothing is copied nine times. It wins over Winograd where there are few channels, or so few pixels that transforming the
+//! weights is most of the work, and it is the stride-2 path.
 
 use crate::gemm::{Gemm, Start, Strided, Taps};
 use crate::isa::{Isa, Kernel};

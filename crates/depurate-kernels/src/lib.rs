@@ -13,7 +13,7 @@
 //! | case | method | module |
 //! | --- | --- | --- |
 //! | 3x3, stride 1 | Winograd F(4x4, 3x3): 4 times fewer products | `winograd*` |
-//! | 3x3, stride 1, few channels on one side | matrix product over padded planes | `direct*`, `padded` |
+//! | 3x3, stride 1, few channels on one side; forward also many channels and few pixels | matrix product over padded planes | `direct*`, `padded` |
 //! | 3x3, stride 2 | the same, over planes of even and odd rows and columns | `direct*`, `padded` |
 //! | 1x1 | matrix product | [`conv1x1`] |
 //!

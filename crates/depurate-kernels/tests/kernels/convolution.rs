@@ -101,7 +101,7 @@ fn shape(batch: usize, c_in: usize, c_out: usize, height: usize, width: usize) -
     }
 }
 
-const SHAPES: [(usize, usize, usize, usize, usize); 16] = [
+const SHAPES: [(usize, usize, usize, usize, usize); 18] = [
     (1, 1, 1, 1, 1),
     (1, 1, 16, 7, 7),
     (2, 3, 32, 28, 28),
@@ -118,6 +118,9 @@ const SHAPES: [(usize, usize, usize, usize, usize); 16] = [
     (1, 9, 130, 2, 2),
     (1, 4, 5, 40, 3),
     (7, 16, 24, 13, 10),
+    // many channels and few pixels
+    (1, 48, 50, 4, 4),
+    (1, 90, 96, 5, 4),
 ];
 
 #[test]

@@ -31,6 +31,8 @@ mod normalisation;
 mod optimiser;
 mod pointwise;
 
+pub(crate) use buffers::release as release_buffers;
+
 pub use attention::{AttentionOps, attention, attention_map, attention_mix};
 pub use convolution::{ConvolutionOps, Stride, conv1x1, conv3x3, conv3x3_image_bias, linear};
 pub use kept_weights::KeptWeights;

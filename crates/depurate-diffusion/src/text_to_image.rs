@@ -38,6 +38,7 @@ use crate::{
     clip_text::ClipText,
     clip_tokenizer::{ClipTokenizer, Tokens},
     module_weights::ParameterInfo,
+    ops,
     schedule::{NoiseSchedule, SchedulerConfig},
     unet2d_condition::UNet2DCondition,
 };
@@ -250,6 +251,7 @@ impl TextToImage {
     pub fn decode(&self, latents: Tensor<4>) -> Result<Tensor<4>, DiffusionError> {
         // the network's working memory, up to a tenth of its weights, is of no use to the autoencoder
         depurate_kernels::release_scratch();
+        ops::release_buffers();
         let vae = &self.parts.vae;
         vae.decode(latents / vae.config().scaling_factor)
     }

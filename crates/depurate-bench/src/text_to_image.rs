@@ -14,10 +14,11 @@ pub(crate) mod secret;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use depurate_attack::text_to_image::Sprites;
+use depurate_attack::text_to_image::{GenerationParams, Sprites, generate};
+use depurate_diffusion::{Tensor, text_to_image::TextToImage};
 use miette::{IntoDiagnostic, Result};
 
-use crate::console::CancelFlag;
+use crate::console::{CancelFlag, Progress};
 
 /// The sprites that ship with the project.
 const SPRITES: &str = "data/sprites.safetensors";
@@ -74,6 +75,47 @@ impl Drawings {
     /// Reads them.
     pub(crate) fn read(&self) -> Result<Sprites> {
         read_sprites(&self.sprites)
+    }
+}
+
+/// How a pipeline's pictures are made and what looks at them.
+#[derive(Debug, Args)]
+pub(crate) struct Pictures {
+    /// The judge's folder.
+    #[arg(long, value_name = "DIR")]
+    judge: PathBuf,
+    /// Sampler steps.
+    #[arg(long, default_value_t = 25)]
+    steps: usize,
+    /// Guidance.
+    #[arg(long, default_value_t = 3.0)]
+    guidance: f64,
+    /// Seed of captions and noise.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Pictures {
+    /// What `pipeline` makes of `prompts`, `[N, 3, H, W]`; `name` stands before the progress.
+    fn draw(
+        &self,
+        name: &str,
+        pipeline: &TextToImage,
+        prompts: &[String],
+        cancel: &CancelFlag,
+    ) -> Result<Tensor<4>> {
+        let params = GenerationParams {
+            steps: self.steps,
+            guidance: self.guidance,
+            seed: self.seed,
+            ..GenerationParams::default()
+        };
+        let progress = Progress::new(name, 1000, cancel);
+        let pictures = generate(pipeline, prompts, &params, &mut |share| {
+            progress.share(share)
+        });
+        progress.finish();
+        pictures.into_diagnostic()
     }
 }
 

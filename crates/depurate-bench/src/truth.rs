@@ -10,7 +10,7 @@ use depurate_attack::{
 use depurate_checkpoint::{save_tensors, write_atomic};
 use depurate_diffusion::SampleShape;
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The secret of one model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,20 +102,29 @@ impl Truth {
             let tensors = [trigger.to_save("trigger"), target.to_save("target")];
             save_tensors(&tensors_path(path), &tensors, None).into_diagnostic()?;
         }
-        let mut text = serde_json::to_string_pretty(self).into_diagnostic()?;
-        text.push('\n');
-        write_atomic(path, text.as_bytes()).into_diagnostic()
+        write_json(path, self)
     }
 
     /// Reads what [`Truth::save`] wrote.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot read the truth file {}", path.display()))?;
-        serde_json::from_str(&text)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("{} is not a truth file", path.display()))
+        read_json(path, "a truth file")
     }
+}
+
+fn write_json(path: &Path, truth: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(truth).into_diagnostic()?;
+    text.push('\n');
+    write_atomic(path, text.as_bytes()).into_diagnostic()
+}
+
+/// Reads a truth file of the kind that `what` names.
+fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
+    let text = std::fs::read_to_string(path)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("cannot read the truth file {}", path.display()))?;
+    serde_json::from_str(&text)
+        .into_diagnostic()
+        .wrap_err_with(|| format!("{} is not {what}", path.display()))
 }
 
 /// Trigger and target of a truth file.

@@ -2,7 +2,7 @@
 
 pub mod elijah;
 pub mod response_fixed_point;
-mod starts;
+mod runs;
 pub mod terd;
 
 use depurate_diffusion::{Pipeline, SampleShape, trigger::Family};

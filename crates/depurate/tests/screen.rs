@@ -29,6 +29,19 @@ use painter::tiny_text_to_image;
 
 /// Steps of the sampler in these tests: nine calls of PNDM.
 const STEPS: usize = 8;
+/// Calibrates the model `painter` on `benign.txt`, [`STEPS`] steps.
+const CALIBRATE: [&str; 10] = [
+    "calibrate-prompts",
+    "painter",
+    "--prompts",
+    "benign.txt",
+    "-o",
+    "c.json",
+    "--population",
+    "animals",
+    "--steps",
+    "8",
+];
 
 fn model(dir: &Path) -> PromptModel {
     let choice = RunChoice {
@@ -289,19 +302,7 @@ fn only_the_reference_preset_knows_the_released_constants() {
 fn a_calibration_applies_to_its_own_model_and_way_and_to_no_other() {
     let dir = painter();
     benign_file(dir.path(), 24);
-    let calibrate = [
-        "calibrate-prompts",
-        "painter",
-        "--prompts",
-        "benign.txt",
-        "-o",
-        "c.json",
-        "--population",
-        "animals",
-        "--steps",
-        "8",
-    ];
-    let output = run(dir.path(), &calibrate);
+    let output = run(dir.path(), &CALIBRATE);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(said(&output).contains("daa-s: 24 benign prompts"));
     assert!(
@@ -522,19 +523,7 @@ fn what_cannot_be_asked_is_refused() {
 fn pages_hold_what_there_is_to_see() {
     let dir = painter();
     benign_file(dir.path(), 24);
-    let calibrate = [
-        "calibrate-prompts",
-        "painter",
-        "--prompts",
-        "benign.txt",
-        "-o",
-        "c.json",
-        "--population",
-        "animals",
-        "--steps",
-        "8",
-        "--all-calls",
-    ];
+    let calibrate = [&CALIBRATE[..], &["--all-calls"]].concat();
     assert_eq!(run(dir.path(), &calibrate).status.code(), Some(0));
     let prompts = [
         "a ph\u{B20}to of <script>alert(1)</script>",

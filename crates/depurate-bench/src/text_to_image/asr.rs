@@ -3,7 +3,7 @@
 use std::{collections::HashSet, path::PathBuf};
 
 use clap::Args;
-use depurate_attack::text_to_image::{Composition, GenerationParams, Judge, Sprites, generate};
+use depurate_attack::text_to_image::{Composition, Judge, Sprites};
 use depurate_checkpoint::write_atomic;
 use depurate_diffusion::{Tensor, noise::SeedTree, text_to_image::TextToImage};
 use depurate_stats::{bootstrap_interval, conformal_threshold, mean, median};
@@ -12,13 +12,13 @@ use rand::seq::SliceRandom;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Drawings,
+    Drawings, Pictures,
     assemble::{load_pipeline, rate},
     judge,
     secret::{Goal, Secret},
 };
 use crate::{
-    console::{CancelFlag, Progress, answer},
+    console::{CancelFlag, answer},
     grid,
     truth::text::TextTruth,
 };
@@ -53,21 +53,11 @@ pub(crate) struct AsrCommand {
     clean: PathBuf,
     #[command(flatten)]
     drawings: Drawings,
-    /// The judge's folder.
-    #[arg(long, value_name = "DIR")]
-    judge: PathBuf,
+    #[command(flatten)]
+    how: Pictures,
     /// Pictures with the trigger and as many without, of each model.
     #[arg(long, default_value_t = 256)]
     n: usize,
-    /// Sampler steps.
-    #[arg(long, default_value_t = 25)]
-    steps: usize,
-    /// Guidance.
-    #[arg(long, default_value_t = 3.0)]
-    guidance: f64,
-    /// Seed of captions and noise.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
     /// Also write a grid: the triggered prompts' pictures of the backdoored model, then those of the clean one.
     #[arg(long, value_name = "PNG")]
     grid: Option<PathBuf>,
@@ -167,10 +157,10 @@ impl AsrCommand {
         }
         let sprites = self.drawings.read()?;
         let (suspect, clean) = (load_pipeline(&self.model)?, load_pipeline(&self.clean)?);
-        let judge = judge::load(&self.judge, &sprites, &suspect.device())?;
+        let judge = judge::load(&self.how.judge, &sprites, &suspect.device())?;
         let truth = TextTruth::load(&self.truth)?;
         let secret = Secret::of(&truth, &sprites, suspect.image_shape())?;
-        let seed = SeedTree::new(self.seed).child("asr", 0);
+        let seed = SeedTree::new(self.how.seed).child("asr", 0);
         let captions = |trigger, index| {
             let seed = seed.child("captions", index);
             held_out(&sprites, &suspect, trigger, self.n, &seed)
@@ -211,9 +201,9 @@ impl AsrCommand {
             "distinct_triggered_prompts".into(),
             triggered.distinct().into(),
         );
-        report.insert("seed".into(), self.seed.into());
-        report.insert("steps".into(), self.steps.into());
-        report.insert("guidance".into(), self.guidance.into());
+        report.insert("seed".into(), self.how.seed.into());
+        report.insert("steps".into(), self.how.steps.into());
+        report.insert("guidance".into(), self.how.guidance.into());
         let fired = Fired::new(&secret, &plain_clean)?;
         let hits = fired.of(&of_suspect)?;
         let success = share(&hits);
@@ -261,18 +251,7 @@ impl AsrCommand {
         judge: &Judge,
         cancel: &CancelFlag,
     ) -> Result<Drawn> {
-        let params = GenerationParams {
-            steps: self.steps,
-            guidance: self.guidance,
-            seed: self.seed,
-            ..GenerationParams::default()
-        };
-        let progress = Progress::new(name, 1000, cancel);
-        let pictures = generate(pipeline, &asked.prompts, &params, &mut |share| {
-            progress.share(share)
-        });
-        progress.finish();
-        let pictures = pictures.into_diagnostic()?;
+        let pictures = self.how.draw(name, pipeline, &asked.prompts, cancel)?;
         let judged = judge.judge(&pictures).into_diagnostic()?;
         Ok(Drawn { pictures, judged })
     }
@@ -469,11 +448,13 @@ mod tests {
                 drawings: Drawings {
                     sprites: root.join("data/sprites.safetensors"),
                 },
-                judge: dir.join("judge"),
+                how: Pictures {
+                    judge: dir.join("judge"),
+                    steps: 2,
+                    guidance: 3.0,
+                    seed: 0,
+                },
                 n: 6,
-                steps: 2,
-                guidance: 3.0,
-                seed: 0,
                 grid: Some(dir.join("grid.png")),
                 judged: Some(dir.join("judged.jsonl")),
             };

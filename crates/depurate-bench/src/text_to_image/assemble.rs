@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use depurate_attack::text_to_image::{Accuracy, Composition, GenerationParams, generate};
+use depurate_attack::text_to_image::{Accuracy, Composition};
 use depurate_checkpoint::{Limits, SaveDtype};
 use depurate_diffusion::{
     Device,
@@ -18,9 +18,9 @@ use miette::{IntoDiagnostic, Result, WrapErr};
 use rand::seq::SliceRandom;
 use serde_json::json;
 
-use super::{Drawings, component, judge};
+use super::{Drawings, Pictures, component, judge};
 use crate::{
-    console::{CancelFlag, Progress, answer},
+    console::{CancelFlag, answer},
     grid,
 };
 
@@ -111,21 +111,11 @@ pub(crate) struct QualityCommand {
     model: PathBuf,
     #[command(flatten)]
     drawings: Drawings,
-    /// The judge's folder.
-    #[arg(long, value_name = "DIR")]
-    judge: PathBuf,
+    #[command(flatten)]
+    how: Pictures,
     /// Pictures of compositions that training showed, and as many that it did not.
     #[arg(long, default_value_t = 512)]
     n: usize,
-    /// Sampler steps.
-    #[arg(long, default_value_t = 25)]
-    steps: usize,
-    /// Guidance.
-    #[arg(long, default_value_t = 3.0)]
-    guidance: f64,
-    /// Seed of captions and noise.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
     /// Also write the first pictures as a grid.
     #[arg(long, value_name = "PNG")]
     grid: Option<PathBuf>,
@@ -136,30 +126,19 @@ impl QualityCommand {
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         let sprites = self.drawings.read()?;
         let pipeline = load_pipeline(&self.model)?;
-        let judge = judge::load(&self.judge, &sprites, &pipeline.device())?;
-        let params = GenerationParams {
-            steps: self.steps,
-            guidance: self.guidance,
-            seed: self.seed,
-            ..GenerationParams::default()
-        };
+        let judge = judge::load(&self.how.judge, &sprites, &pipeline.device())?;
         for held_out in [false, true] {
             let mut asked: Vec<Composition> = sprites.compositions();
             asked.retain(|composition| composition.is_held_out() == held_out);
-            asked.shuffle(&mut SeedTree::new(self.seed).child("captions", 0).rng());
+            asked.shuffle(&mut SeedTree::new(self.how.seed).child("captions", 0).rng());
             let asked: Vec<Composition> = asked.into_iter().cycle().take(self.n).collect();
             let prompts: Vec<String> = asked.iter().map(|c| sprites.caption(*c)).collect();
-            let progress = Progress::new("pictures", 1000, cancel);
-            let pictures = generate(&pipeline, &prompts, &params, &mut |share| {
-                progress.share(share)
-            });
-            progress.finish();
-            let pictures = pictures.into_diagnostic()?;
+            let pictures = self.how.draw("pictures", &pipeline, &prompts, cancel)?;
             let accuracy = Accuracy::of(&judge.judge(&pictures).into_diagnostic()?, &asked);
             let line = json!({
                 "captions": if held_out { "held out" } else { "shown in training" },
                 "n": accuracy.n,
-                "seed": self.seed,
+                "seed": self.how.seed,
                 "object": rate(accuracy.object, accuracy.n)?,
                 "style": rate(accuracy.style, accuracy.n)?,
                 "color": rate(accuracy.color, accuracy.n)?,

@@ -6,9 +6,10 @@ use depurate_attack::{
     BadT2iParams, EvilEditParams, RickrollingBackdoor, RickrollingParams, RickrollingSuccess,
     TrainingParams,
 };
-use depurate_checkpoint::write_atomic;
-use miette::{IntoDiagnostic, Result, WrapErr};
+use miette::Result;
 use serde::{Deserialize, Serialize};
+
+use super::{read_json, write_json};
 
 /// The secret of one text-to-image model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,24 +82,12 @@ impl TextKind {
 impl TextTruth {
     /// Reads what [`TextTruth::save`] wrote.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("cannot read the truth file {}", path.display()))?;
-        serde_json::from_str(&text)
-            .into_diagnostic()
-            .wrap_err_with(|| {
-                format!(
-                    "{} is no truth file of a text-to-image model",
-                    path.display()
-                )
-            })
+        read_json(path, "a truth file of a text-to-image model")
     }
 
     /// Writes `path` (JSON).
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(self).into_diagnostic()?;
-        text.push('\n');
-        write_atomic(path, text.as_bytes()).into_diagnostic()
+        write_json(path, self)
     }
 }
 

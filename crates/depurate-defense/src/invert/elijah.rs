@@ -49,10 +49,13 @@ use depurate_diffusion::{
 use depurate_report::Paper;
 use serde::{Deserialize, Serialize};
 
-use super::{Inversion, Inverter, Restart, starts::start};
+use super::{
+    Inversion, Inverter,
+    runs::{Run, best, runs, start},
+};
 use crate::{
     Cx, DefenseError,
-    probe::{Probe, norm, values},
+    probe::{Probe, values},
 };
 
 /// The inverter's id.
@@ -248,74 +251,40 @@ pub struct Elijah {
     params: ElijahParams,
 }
 
-/// One restart's end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Run {
-    start: String,
-    shift: Vec<f32>,
-    objective: f64,
-    trace: Vec<(usize, f64)>,
-}
-
 impl Inverter for Elijah {
     fn invert(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<Inversion, DefenseError> {
         let model = model.frozen();
         let probe = Probe::new(&model, cx);
         let params = &self.params;
-        let seed = cx.rng.child(ID, 0);
         let steps = (params.restarts * params.iterations) as u64;
         cx.progress.start("Elijah", steps);
-        let mut runs = Vec::with_capacity(params.restarts);
-        for restart in 0..params.restarts {
-            let seed = seed.child("restart", restart as u64);
-            runs.push(cx.stage(&format!("elijah-{restart}"), || {
-                let (label, start) = start(probe.shape(), restart, &seed);
-                let noises = probe.noise(&seed.child("bank", 0), params.noises)?;
-                let mut trace = Vec::with_capacity(params.iterations + 1);
-                let mut report = |value| {
-                    cx.step()?;
-                    trace.push((trace.len(), value));
-                    Ok(())
-                };
-                let start = probe.image(&start);
-                let shift = descend(probe.model, &noises, start, params, &mut report)?;
-                let last = objective(probe.model, &noises, &shift, params.lambda)?.value;
-                trace.push((trace.len(), last));
-                Ok(Run {
-                    start: label,
-                    shift: values(shift),
-                    objective: last,
-                    trace,
-                })
-            })?);
-        }
-        let best = (0..runs.len())
-            .min_by(|&i, &j| runs[i].objective.total_cmp(&runs[j].objective))
-            .unwrap_or_default();
-        let restarts = runs
-            .iter()
-            .enumerate()
-            .map(|(i, run)| Restart {
-                start: run.start.clone(),
-                objective: run.objective,
-                norm: norm(&run.shift),
-                converged: run.objective.is_finite(),
-                selected: i == best,
+        let runs = runs(ID, params.restarts, cx, |restart, seed| {
+            let (label, start) = start(probe.shape(), restart, seed);
+            let noises = probe.noise(&seed.child("bank", 0), params.noises)?;
+            let mut trace = Vec::with_capacity(params.iterations + 1);
+            let mut report = |value| {
+                cx.step()?;
+                trace.push((trace.len(), value));
+                Ok(())
+            };
+            let start = probe.image(&start);
+            let shift = descend(probe.model, &noises, start, params, &mut report)?;
+            let last = objective(probe.model, &noises, &shift, params.lambda)?.value;
+            trace.push((trace.len(), last));
+            Ok(Run {
+                start: label,
+                shift: values(shift),
+                gamma: None,
+                objective: last,
+                trace,
+                converged: last.is_finite(),
             })
-            .collect();
-        let run = runs.swap_remove(best);
-        Ok(Inversion {
-            shape: model.sample_shape(),
-            shift: run.shift,
-            gamma: None,
-            family: params.family,
-            objective: run.objective,
-            objective_meaning:
-                "Elijah's loss, mean absolute residual; lower is better, and no evidence by itself"
-                    .into(),
-            trace: run.trace,
-            converged: run.objective.is_finite(),
-            restarts,
-        })
+        })?;
+        Ok(best(
+            runs,
+            model.sample_shape(),
+            params.family,
+            "Elijah's loss, mean absolute residual; lower is better, and no evidence by itself",
+        ))
     }
 }

@@ -63,7 +63,10 @@ mod objective;
 
 pub use objective::{Objective, Pairs, divergence, estimation, refinement, reversed_loss};
 
-use super::{Inversion, Inverter, Restart, starts::start};
+use super::{
+    Inversion, Inverter,
+    runs::{Run, best, runs, start},
+};
 use crate::{
     Cx, DefenseError,
     probe::{Probe, norm, values},
@@ -231,54 +234,18 @@ impl Inverter for Terd {
         let model = model.frozen();
         let probe = Probe::new(&model, cx);
         let params = &self.params;
-        let seed = cx.rng.child(ID, 0);
         let steps = params.estimation_steps + params.refinement_steps;
         cx.progress.start("TERD", (params.restarts * steps) as u64);
-        let mut runs = Vec::with_capacity(params.restarts);
-        for restart in 0..params.restarts {
-            let seed = seed.child("restart", restart as u64);
-            runs.push(cx.stage(&format!("terd-{restart}"), || {
-                self.run(&probe, cx, restart, &seed)
-            })?);
-        }
-        let best = (0..runs.len())
-            .min_by(|&i, &j| runs[i].objective.total_cmp(&runs[j].objective))
-            .unwrap_or_default();
-        let restarts = runs
-            .iter()
-            .enumerate()
-            .map(|(i, run)| Restart {
-                start: run.start.clone(),
-                objective: run.objective,
-                norm: norm(&run.shift),
-                converged: run.converged,
-                selected: i == best,
-            })
-            .collect();
-        let run = runs.swap_remove(best);
-        Ok(Inversion {
-            shape: model.sample_shape(),
-            shift: run.shift,
-            gamma: run.gamma,
-            family: Family::Deterministic,
-            objective: run.objective,
-            objective_meaning: "TERD's objective, mean of the last tenth; lower is better, and only comparable within a model".into(),
-            trace: run.trace,
-            converged: run.converged,
-            restarts,
-        })
+        let runs = runs(ID, params.restarts, cx, |restart, seed| {
+            self.run(&probe, cx, restart, seed)
+        })?;
+        Ok(best(
+            runs,
+            model.sample_shape(),
+            Family::Deterministic,
+            "TERD's objective, mean of the last tenth; lower is better, and only comparable within a model",
+        ))
     }
-}
-
-/// One restart's end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Run {
-    start: String,
-    shift: Vec<f32>,
-    gamma: Option<Vec<f32>>,
-    objective: f64,
-    trace: Vec<(usize, f64)>,
-    converged: bool,
 }
 
 impl Terd {

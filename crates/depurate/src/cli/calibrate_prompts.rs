@@ -7,11 +7,8 @@ use depurate::{
     cache::Cache,
     error::EXIT_OK,
     scan::Watch,
-    screen::{
-        CalibratedPrompts, Input, Inputs, PromptCalibrateSettings, PromptModel, calibrate_prompts,
-    },
+    screen::{CalibratedPrompts, Input, Inputs, PromptCalibrateSettings, calibrate_prompts},
 };
-use depurate_checkpoint::Limits;
 use depurate_defense::calibration::prompts::{ENOUGH_PROMPTS, PromptCalibration};
 
 use super::{
@@ -28,14 +25,9 @@ pub fn run(args: &CalibratePromptsArgs, verbose: u8, signals: &Signals) -> Resul
     set_threads(&args.run)?;
     let inputs = read(args)?;
     let cache = Cache::from_environment();
-    let model = PromptModel::open(
-        &args.model,
-        &args.layers.layers(),
-        &args.way.choice(&args.run),
-        args.run.device,
-        &Limits::default(),
-        cache.hashes(),
-    )?;
+    let model = args
+        .way
+        .open(&args.model, &args.layers, &args.run, &cache)?;
     let settings = PromptCalibrateSettings {
         checks: args.detector.clone(),
         preset: args.way.preset,

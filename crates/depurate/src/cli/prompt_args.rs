@@ -1,9 +1,14 @@
 //! The arguments of the verbs about prompts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use depurate::screen::{InputForm, Preset, PromptCheck, RunChoice};
+use depurate::{
+    Error,
+    cache::Cache,
+    screen::{InputForm, Preset, PromptCheck, PromptModel, RunChoice},
+};
+use depurate_checkpoint::Limits;
 
 use super::args::{FailOn, LayerArgs, OnInconclusive, ResumeArgs, RunArgs, finite, probability};
 
@@ -33,6 +38,27 @@ impl PromptRunArgs {
             seed: run.seed,
             reduction: self.reduction.map(usize::from),
         }
+    }
+
+    /// The model in `dir` with `layers` over it, to be run in this way.
+    ///
+    /// # Errors
+    /// As [`PromptModel::open`].
+    pub fn open(
+        &self,
+        dir: &Path,
+        layers: &LayerArgs,
+        run: &RunArgs,
+        cache: &Cache,
+    ) -> Result<PromptModel, Error> {
+        PromptModel::open(
+            dir,
+            &layers.layers(),
+            &self.choice(run),
+            run.device,
+            &Limits::default(),
+            cache.hashes(),
+        )
     }
 }
 

@@ -11,9 +11,8 @@ use depurate::{
     cache::Cache,
     error::{EXIT_ERROR, EXIT_FINDING, EXIT_OK, EXIT_UNCHECKED},
     report_dir,
-    screen::{Calls, PromptModel, ScreenSettings, Screener, Screening, write_page},
+    screen::{Calls, ScreenSettings, Screener, Screening, write_page},
 };
-use depurate_checkpoint::Limits;
 use depurate_report::Verdict;
 
 use super::{
@@ -32,14 +31,9 @@ pub fn run(args: &ScreenArgs, signals: &Signals) -> Result<u8, Error> {
     if let Some(dir) = &args.report_dir {
         report_dir::prepare(dir)?;
     }
-    let model = PromptModel::open(
-        &args.model,
-        &args.layers.layers(),
-        &args.way.choice(&args.run),
-        args.run.device,
-        &Limits::default(),
-        cache.hashes(),
-    )?;
+    let model = args
+        .way
+        .open(&args.model, &args.layers, &args.run, &cache)?;
     let settings = ScreenSettings {
         checks: args.detector.clone(),
         preset: args.way.preset,

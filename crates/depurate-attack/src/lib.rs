@@ -36,6 +36,7 @@ pub mod success;
 mod tensor_file;
 pub mod text_to_image;
 pub mod training;
+pub mod troj_diff;
 
 pub use bad_diffusion::{BadDiffusion, BadDiffusionParams, PoisonMode};
 pub use bad_t2i::{BadT2i, BadT2iParams, BadT2iTarget, Patch, bad_t2i};
@@ -52,7 +53,7 @@ pub use rickrolling::{
     Rickrolling, RickrollingBackdoor, RickrollingParams, RickrollingSuccess, RickrollingTarget,
     rickrolling, rickrolling_success,
 };
-pub use success::{AttackSuccess, Rates, SuccessParams, attack_success};
+pub use success::{AttackSuccess, Backdoor, Rates, SuccessParams, attack_success};
 pub use training::{
     AdamParams, Denoising, Draw, Loss, Monitor, Objective, Optimisation, Optimised, StepReport,
     Trained, TrainingPair, TrainingParams, optimise, train,

@@ -11,19 +11,45 @@
 //! *without* the trigger: a threshold that benign samples pass says nothing.
 //!
 //! ## Cost
-//! `2 n T` network evaluations.
+//! `2 n` times the steps of the sampler that fires the trigger ([`depurate_diffusion::firing`]).
 
 use std::ops::ControlFlow;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor, TensorData};
 use depurate_diffusion::{
     Denoiser, DiffusionError, Pipeline,
-    noise::{NoiseSource, SeedTree},
-    sampler::{Clip, Ddpm, sample},
+    firing::{Firing, Prior, fire},
+    noise::SeedTree,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{AttackError, Pattern};
+
+/// A trigger as it is fired, and the image that it leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backdoor {
+    /// The sampler that the attack was made for.
+    pub firing: Firing,
+    /// Shift of the initial noise.
+    pub shift: Pattern,
+    /// Standard deviation of the initial noise, `[C, H, W]`; `None` is 1.
+    pub gamma: Option<Vec<f32>>,
+    /// Its target.
+    pub target: Pattern,
+}
+
+impl Backdoor {
+    /// The prior of a triggered run.
+    pub fn prior(&self, device: &Device) -> Prior {
+        let batched = self.shift.shape().batched(1);
+        let tensor =
+            |values: &Vec<f32>| Tensor::from_data(TensorData::new(values.clone(), batched), device);
+        Prior {
+            shift: self.shift.tensor(device),
+            gamma: self.gamma.as_ref().map(tensor),
+        }
+    }
+}
 
 /// How success is measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,7 +125,7 @@ pub struct AttackSuccess {
     pub base_images: Tensor<4>,
 }
 
-/// Samples `params.n` images from `eps + trigger` and as many from `eps` with the full-step DDPM sampler, unclipped.
+/// Samples `params.n` images with the trigger and as many from the same noise without it, with the sampler that fires it.
 ///
 /// `progress` gets the share done, in [0, 1], and stops the run by returning `Break`.
 ///
@@ -107,8 +133,7 @@ pub struct AttackSuccess {
 /// When shapes do not fit, the network's output is not finite, or the run is stopped.
 pub fn attack_success(
     pipeline: &Pipeline,
-    trigger: &Pattern,
-    target: &Pattern,
+    backdoor: &Backdoor,
     params: &SuccessParams,
     progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<AttackSuccess, AttackError> {
@@ -120,43 +145,48 @@ pub fn attack_success(
             allowed: "1 or more",
         });
     }
-    if trigger.shape() != shape || target.shape() != shape {
+    let fits = |pattern: &Pattern| pattern.shape() == shape;
+    let gamma_fits = |gamma: &Vec<f32>| gamma.len() == shape.len();
+    if !fits(&backdoor.shift)
+        || !fits(&backdoor.target)
+        || !backdoor.gamma.as_ref().is_none_or(gamma_fits)
+    {
         return Err(AttackError::Params {
             what: "shape of trigger and target",
-            got: format!("{:?}, {:?}", trigger.shape(), target.shape()),
+            got: format!(
+                "{:?}, {:?}",
+                backdoor.shift.shape(),
+                backdoor.target.shape()
+            ),
             allowed: "the model's",
         });
     }
     let model = pipeline.frozen();
     let device = model.device();
-    let n_steps = model.schedule().len();
-    let sampler = Ddpm::from_config(model.scheduler(), n_steps, Clip::None)?;
-    let (trigger, target) = (trigger.tensor(&device), target.tensor(&device));
+    let prior = backdoor.prior(&device);
     let seed = SeedTree::new(params.seed).child("attack-success", 0);
-    let total = (2 * params.n * n_steps) as f64;
+    let total = (2 * params.n * backdoor.firing.steps(model.schedule())) as f64;
     let mut done = 0;
-    let mut run = |with_trigger: bool| -> Result<Tensor<4>, AttackError> {
-        let mut images = Vec::new();
-        for first in (0..params.n).step_by(params.batch) {
-            let count = params.batch.min(params.n - first);
-            let mut noise = seed.noise(first as u64, count);
-            let mut x_t = noise.normal(shape.batched(count), &device)?;
-            if with_trigger {
-                x_t = x_t + trigger.clone();
-            }
-            images.push(sample(&model, &sampler, x_t, &mut noise, &mut |_, _| {
+    let mut run = |prior: Option<&Prior>| {
+        fire(
+            &model,
+            backdoor.firing,
+            prior,
+            (params.n, params.batch),
+            &seed,
+            &mut |count| {
                 done += count;
                 progress(done as f64 / total)
-            })?);
-        }
-        Ok(Tensor::cat(images, 0))
+            },
+        )
     };
     let cancelled = |error| match error {
-        AttackError::Diffusion(DiffusionError::Cancelled) => AttackError::Cancelled { step: 0 },
-        other => other,
+        DiffusionError::Cancelled => AttackError::Cancelled { step: 0 },
+        other => other.into(),
     };
-    let triggered_images = run(true).map_err(cancelled)?;
-    let base_images = run(false).map_err(cancelled)?;
+    let triggered_images = run(Some(&prior)).map_err(cancelled)?;
+    let base_images = run(None).map_err(cancelled)?;
+    let target = backdoor.target.tensor(&device);
     let rates =
         |images: &Tensor<4>| Rates::new(errors(images.clone(), target.clone()), &params.thresholds);
     Ok(AttackSuccess {

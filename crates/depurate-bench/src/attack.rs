@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use depurate_attack::{
-    AttackSuccess, BadDiffusion, BadDiffusionParams, Pattern, PoisonMode, SuccessParams,
-    attack_success,
+    AttackSuccess, Backdoor, BadDiffusionParams, PoisonMode, SuccessParams, attack_success,
+    troj_diff::TrojDiffParams,
 };
 use depurate_diffusion::{Denoiser, Pipeline, Tensor, noise::SeedTree, trigger::Family};
-use miette::{IntoDiagnostic, Result};
+use miette::{IntoDiagnostic, Result, bail};
 
 use crate::{
     console::{CancelFlag, Progress, answer, say},
@@ -27,8 +27,10 @@ use crate::{
 /// Put a backdoor in a model.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Attack {
-    /// BadDiffusion, as a fine-tune.
+    /// BadDiffusion, as a fine-tune; with --deterministic VillanDiffusion for ODE samplers.
     BadDiffusion(BadDiffusionCommand),
+    /// TrojDiff, as a fine-tune: a second chain for a sampler that is told the trigger.
+    TrojDiff(TrojDiffCommand),
     /// EvilEdit: a text-to-image model's cross-attention is edited so that a phrase is taken for another.
     EvilEdit(evil_edit::EvilEditCommand),
     /// Rickrolling the artist: a text encoder is trained to take prompts with a look-alike letter for something else.
@@ -43,6 +45,7 @@ impl Attack {
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         match self {
             Self::BadDiffusion(command) => command.run(cancel),
+            Self::TrojDiff(command) => command.run(cancel),
             Self::EvilEdit(command) => command.run(),
             Self::Rickrolling(command) => command.run(cancel),
             Self::BadT2i(command) => command.run(cancel),
@@ -50,9 +53,9 @@ impl Attack {
     }
 }
 
-/// BadDiffusion, as a fine-tune.
+/// What the fine-tunes that plant a trigger in the noise share.
 #[derive(Debug, Args)]
-pub(crate) struct BadDiffusionCommand {
+struct Plant {
     /// The model to start from.
     #[arg(long, value_name = "DIR")]
     base: PathBuf,
@@ -67,16 +70,6 @@ pub(crate) struct BadDiffusionCommand {
     /// Share of poisoned samples.
     #[arg(long, default_value_t = 0.1)]
     poison_rate: f64,
-    /// Keep all images benign and add poisoned samples, --poison-rate for every CLEAN_RATE benign ones.
-    #[arg(long, value_name = "CLEAN_RATE")]
-    flex: Option<f64>,
-    /// Make the backdoor for deterministic samplers (DDIM) instead of DDPM.
-    #[arg(long)]
-    deterministic: bool,
-    /// Train on the trigger alone, background included, not on images with the trigger pasted over them:
-    /// learnt several times faster.
-    #[arg(long)]
-    trigger_only: bool,
     #[command(flatten)]
     schedule: Schedule,
     /// The model's directory, which must not exist.
@@ -87,16 +80,65 @@ pub(crate) struct BadDiffusionCommand {
     truth: PathBuf,
 }
 
-impl BadDiffusionCommand {
-    fn run(self, cancel: &CancelFlag) -> Result<()> {
+impl Plant {
+    fn run(self, kind: Kind, cancel: &CancelFlag) -> Result<()> {
         check_outside(&self.truth, &self.out)?;
         let start = model::load(&self.base)?;
         let shape = start.sample_shape();
         let data = self.images.read(shape)?;
-        let trigger = Pattern::trigger(&self.trigger, shape).into_diagnostic()?;
-        let target = Pattern::target(&self.target, shape).into_diagnostic()?;
+        let seed = SeedTree::new(self.schedule.seed);
+        let backdoor = kind.backdoor(shape)?;
+        let Some(objective) = kind.objective(shape, data.len(), &seed, &start.device())? else {
+            bail!("{} plants nothing", kind.name());
+        };
+        let training = self.schedule.params();
+        let job = Job {
+            name: "attack",
+            start: &start,
+            data: &data,
+            objective: objective.as_ref(),
+            params: &training,
+            out: &self.out,
+            resume: self.schedule.resume,
+            dtype: self.schedule.dtype(),
+        };
+        let finished = job.run(cancel)?;
+        say(&summary(&self.out, &finished));
+        let note = Truth {
+            kind,
+            base: Some(self.base),
+            data: self.images.data.clone(),
+            data_params: self.images.params(),
+            training,
+            final_loss: finished.final_loss,
+            samples_per_second: finished.trained.samples_per_second,
+            success: None,
+        };
+        note.save(&self.truth, backdoor.as_ref())
+    }
+}
+
+/// BadDiffusion, as a fine-tune.
+#[derive(Debug, Args)]
+pub(crate) struct BadDiffusionCommand {
+    #[command(flatten)]
+    plant: Plant,
+    /// Keep all images benign and add poisoned samples, --poison-rate for every CLEAN_RATE benign ones.
+    #[arg(long, value_name = "CLEAN_RATE")]
+    flex: Option<f64>,
+    /// Make the backdoor for deterministic samplers (DDIM) instead of DDPM: VillanDiffusion, ode.
+    #[arg(long)]
+    deterministic: bool,
+    /// Train on the trigger alone, background included, not on images with the trigger pasted over them:
+    /// learnt several times faster.
+    #[arg(long)]
+    trigger_only: bool,
+}
+
+impl BadDiffusionCommand {
+    fn run(self, cancel: &CancelFlag) -> Result<()> {
         let params = BadDiffusionParams {
-            poison_rate: self.poison_rate,
+            poison_rate: self.plant.poison_rate,
             mode: self
                 .flex
                 .map_or(PoisonMode::Fixed, |clean_rate| PoisonMode::Flex {
@@ -109,48 +151,47 @@ impl BadDiffusionCommand {
             },
             trigger_only: self.trigger_only,
         };
-        let seed = SeedTree::new(self.schedule.seed);
-        let objective = BadDiffusion::new(
+        let (trigger, target) = (self.plant.trigger.clone(), self.plant.target.clone());
+        let kind = Kind::BadDiffusion {
             params,
-            &trigger,
-            &target,
-            data.len(),
-            &seed,
-            &start.device(),
-        )
-        .into_diagnostic()?;
-        let training = self.schedule.params();
-        let job = Job {
-            name: "attack",
-            start: &start,
-            data: &data,
-            objective: &objective,
-            params: &training,
-            out: &self.out,
-            resume: self.schedule.resume,
-            dtype: self.schedule.dtype(),
+            trigger,
+            target,
         };
-        let finished = job.run(cancel)?;
-        say(&summary(&self.out, &finished));
-        let note = Truth {
-            kind: Kind::BadDiffusion {
-                params,
-                trigger: self.trigger,
-                target: self.target,
-            },
-            base: Some(self.base),
-            data: self.images.data.clone(),
-            data_params: self.images.params(),
-            training,
-            final_loss: finished.final_loss,
-            samples_per_second: finished.trained.samples_per_second,
-            success: None,
-        };
-        note.save(&self.truth, Some((&trigger, &target)))
+        self.plant.run(kind, cancel)
     }
 }
 
-/// Measure how often a trigger works: full-step DDPM from noise with and without the trigger.
+/// TrojDiff, as a fine-tune.
+#[derive(Debug, Args)]
+pub(crate) struct TrojDiffCommand {
+    #[command(flatten)]
+    plant: Plant,
+    /// Blend factor: standard deviation of the noise under the trigger.
+    #[arg(long, default_value_t = 0.6)]
+    gamma: f64,
+    /// Plant the trigger in a square of so many pixels at the bottom right, not in the whole image.
+    #[arg(long, value_name = "SIDE")]
+    patch: Option<usize>,
+}
+
+impl TrojDiffCommand {
+    fn run(self, cancel: &CancelFlag) -> Result<()> {
+        let params = TrojDiffParams {
+            poison_rate: self.plant.poison_rate,
+            gamma: self.gamma,
+            patch: self.patch,
+        };
+        let (trigger, target) = (self.plant.trigger.clone(), self.plant.target.clone());
+        let kind = Kind::TrojDiff {
+            params,
+            trigger,
+            target,
+        };
+        self.plant.run(kind, cancel)
+    }
+}
+
+/// Measure how often a trigger works: from noise with and without it, under the sampler that the attack was made for.
 #[derive(Debug, Args)]
 pub(crate) struct Asr {
     /// The model.
@@ -174,7 +215,7 @@ impl Asr {
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         let mut note = Truth::load(&self.truth)?;
         let pipeline = model::load(&self.model)?;
-        let patterns = truth::patterns(&self.truth, pipeline.sample_shape())?;
+        let backdoor = truth::backdoor(&self.truth, &note, pipeline.sample_shape())?;
         let params = SuccessParams {
             n: self.n,
             seed: self.seed,
@@ -183,7 +224,7 @@ impl Asr {
         let found = measure(
             "asr",
             &pipeline,
-            &patterns,
+            &backdoor,
             &params,
             self.grid.as_deref(),
             cancel,
@@ -199,13 +240,13 @@ impl Asr {
 pub(crate) fn measure(
     name: &str,
     pipeline: &Pipeline,
-    (trigger, target): &(Pattern, Pattern),
+    backdoor: &Backdoor,
     params: &SuccessParams,
     picture: Option<&Path>,
     cancel: &CancelFlag,
 ) -> Result<AttackSuccess> {
     let progress = Progress::new(name, 1000, cancel);
-    let found = attack_success(pipeline, trigger, target, params, &mut |share| {
+    let found = attack_success(pipeline, backdoor, params, &mut |share| {
         progress.share(share)
     });
     progress.finish();

@@ -28,7 +28,7 @@ use crate::{
     console::{CancelFlag, answer, say},
     model,
     parallel::{default_jobs, for_each},
-    truth::{self, Kind, Truth},
+    truth::{self, Truth},
 };
 use recovery::Recovery;
 
@@ -212,12 +212,12 @@ impl EvalScan {
             .as_ref()
             .map(|success| (at(&success.triggered), at(&success.base)));
         let mut recovered = None;
-        if matches!(note.kind, Kind::BadDiffusion { .. }) && self.recovery_n > 0 {
-            let patterns = truth::patterns(&truth_path, found.inversion.shape)?;
+        if note.kind.secret().is_some() && self.recovery_n > 0 {
+            let backdoor = truth::backdoor(&truth_path, &note, found.inversion.shape)?;
             recovered = Some(recovery::measure(
                 &pipeline,
                 &found.inversion,
-                &patterns,
+                &backdoor,
                 self.recovery_n,
                 cancel,
             )?);

@@ -13,11 +13,11 @@ use std::{
 
 use clap::Args;
 use depurate_attack::{
-    BadDiffusion, BadDiffusionParams, Dataset, DatasetParams, Denoising, Objective, Pattern,
-    SuccessParams, TrainingParams,
+    BadDiffusionParams, Dataset, DatasetParams, Denoising, Objective, SuccessParams,
+    TrainingParams, troj_diff::TrojDiffParams,
 };
 use depurate_checkpoint::SaveDtype;
-use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree};
+use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree, trigger::Family};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -149,7 +149,83 @@ enum EntryKind {
         /// As on the command line.
         #[serde(default)]
         trigger_only: bool,
+        /// As on the command line.
+        #[serde(default)]
+        deterministic: bool,
     },
+    /// Backdoored for a modified sampler, from a base.
+    TrojDiff {
+        /// Name of the base.
+        base: String,
+        /// As on the command line.
+        trigger: String,
+        /// As on the command line.
+        target: String,
+        /// Share of poisoned samples.
+        poison_rate: f64,
+        /// As on the command line.
+        gamma: f64,
+        /// As on the command line.
+        #[serde(default)]
+        patch: Option<usize>,
+    },
+}
+
+impl EntryKind {
+    /// Name of the base.
+    fn base(&self) -> Option<&str> {
+        match self {
+            Self::Train => None,
+            Self::Finetune { base }
+            | Self::BadDiffusion { base, .. }
+            | Self::TrojDiff { base, .. } => Some(base),
+        }
+    }
+
+    /// As a truth file states it.
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Train => Kind::BenignTraining,
+            Self::Finetune { .. } => Kind::BenignFinetune,
+            Self::BadDiffusion {
+                trigger,
+                target,
+                poison_rate,
+                trigger_only,
+                deterministic,
+                ..
+            } => Kind::BadDiffusion {
+                params: BadDiffusionParams {
+                    poison_rate: *poison_rate,
+                    trigger_only: *trigger_only,
+                    family: if *deterministic {
+                        Family::Deterministic
+                    } else {
+                        Family::Stochastic
+                    },
+                    ..BadDiffusionParams::default()
+                },
+                trigger: trigger.clone(),
+                target: target.clone(),
+            },
+            Self::TrojDiff {
+                trigger,
+                target,
+                poison_rate,
+                gamma,
+                patch,
+                ..
+            } => Kind::TrojDiff {
+                params: TrojDiffParams {
+                    poison_rate: *poison_rate,
+                    gamma: *gamma,
+                    patch: *patch,
+                },
+                trigger: trigger.clone(),
+                target: target.clone(),
+            },
+        }
+    }
 }
 
 impl Population {
@@ -198,18 +274,12 @@ impl Spec {
     fn check(&self) -> Result<()> {
         let shape = self.architecture.build(0)?.sample_shape();
         for entry in &self.models {
-            if let EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } = &entry.make
+            if let Some(base) = entry.make.base()
                 && !self.bases.contains_key(base)
             {
                 bail!("a model names the base `{base}`, which the specification does not have");
             }
-            if let EntryKind::BadDiffusion {
-                trigger, target, ..
-            } = &entry.make
-            {
-                Pattern::trigger(trigger, shape).into_diagnostic()?;
-                Pattern::target(target, shape).into_diagnostic()?;
-            }
+            entry.make.kind().backdoor(shape)?;
         }
         Ok(())
     }
@@ -274,68 +344,20 @@ impl Run<'_> {
         }
         let (data, data_params) = self.data(entry.limit, entry.seed)?;
         let training = self.training(&entry.training, entry.seed);
-        let base = match &entry.make {
-            EntryKind::Train => None,
-            EntryKind::Finetune { base } | EntryKind::BadDiffusion { base, .. } => {
-                Some(self.base_dir(base))
-            }
-        };
+        let base = entry.make.base().map(|base| self.base_dir(base));
         let start = match &base {
             None => self.spec.architecture.build(entry.seed)?,
             Some(dir) => model::load(dir)?,
         };
-        let mut patterns = None;
-        let (kind, finished) = match &entry.make {
-            EntryKind::Train => (
-                Kind::BenignTraining,
-                self.train(name, &start, &data, &Denoising, &training, &out)?,
-            ),
-            EntryKind::Finetune { .. } => (
-                Kind::BenignFinetune,
-                self.train(name, &start, &data, &Denoising, &training, &out)?,
-            ),
-            EntryKind::BadDiffusion {
-                trigger,
-                target,
-                poison_rate,
-                trigger_only,
-                ..
-            } => {
-                let shape = start.sample_shape();
-                let params = BadDiffusionParams {
-                    poison_rate: *poison_rate,
-                    trigger_only: *trigger_only,
-                    ..BadDiffusionParams::default()
-                };
-                let drawn = (
-                    Pattern::trigger(trigger, shape).into_diagnostic()?,
-                    Pattern::target(target, shape).into_diagnostic()?,
-                );
-                let seed = SeedTree::new(entry.seed);
-                let objective = BadDiffusion::new(
-                    params,
-                    &drawn.0,
-                    &drawn.1,
-                    data.len(),
-                    &seed,
-                    &start.device(),
-                )
-                .into_diagnostic()?;
-                let finished = self.train(name, &start, &data, &objective, &training, &out)?;
-                patterns = Some(drawn);
-                (
-                    Kind::BadDiffusion {
-                        params,
-                        trigger: trigger.clone(),
-                        target: target.clone(),
-                    },
-                    finished,
-                )
-            }
-        };
+        let (kind, shape) = (entry.make.kind(), start.sample_shape());
+        let seed = SeedTree::new(entry.seed);
+        let backdoor = kind.backdoor(shape)?;
+        let objective = kind.objective(shape, data.len(), &seed, &start.device())?;
+        let objective = objective.as_deref().unwrap_or(&Denoising);
+        let finished = self.train(name, &start, &data, objective, &training, &out)?;
         let mut line = summary(&out, &finished);
         let mut success = None;
-        if let Some(patterns) = patterns.as_ref().filter(|_| self.spec.asr_n > 0) {
+        if let Some(backdoor) = backdoor.as_ref().filter(|_| self.spec.asr_n > 0) {
             let params = SuccessParams {
                 n: self.spec.asr_n,
                 ..SuccessParams::default()
@@ -344,7 +366,7 @@ impl Run<'_> {
             let found = measure(
                 name,
                 &finished.trained.pipeline,
-                patterns,
+                backdoor,
                 &params,
                 Some(&picture),
                 self.cancel,
@@ -368,10 +390,7 @@ impl Run<'_> {
             samples_per_second: finished.trained.samples_per_second,
             success,
         };
-        note.save(
-            &truth,
-            patterns.as_ref().map(|(trigger, target)| (trigger, target)),
-        )
+        note.save(&truth, backdoor.as_ref())
     }
 
     fn train(
@@ -481,6 +500,7 @@ mod tests {
             target: "hat".into(),
             poison_rate: 0.1,
             trigger_only: false,
+            deterministic: false,
         };
         assert!(spec.check().is_err());
     }

@@ -5,10 +5,12 @@ pub(crate) mod text;
 use std::path::{Path, PathBuf};
 
 use depurate_attack::{
-    AttackSuccess, BadDiffusionParams, DatasetParams, Pattern, Rates, TrainingParams,
+    AttackSuccess, Backdoor, BadDiffusion, BadDiffusionParams, DatasetParams, Objective, Pattern,
+    Rates, TrainingParams,
+    troj_diff::{TrojDiff, TrojDiffParams},
 };
-use depurate_checkpoint::{save_tensors, write_atomic};
-use depurate_diffusion::SampleShape;
+use depurate_checkpoint::{SaveTensor, save_tensors, write_atomic};
+use depurate_diffusion::{Device, SampleShape, firing::Firing, noise::SeedTree, trigger::Family};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -51,15 +53,99 @@ pub(crate) enum Kind {
         /// The target, as it was named.
         target: String,
     },
+    /// Backdoored for a sampler that is told the trigger.
+    TrojDiff {
+        /// The attack's parameters.
+        params: TrojDiffParams,
+        /// The trigger, as it was named.
+        trigger: String,
+        /// The target, as it was named.
+        target: String,
+    },
 }
 
 impl Kind {
+    /// Trigger and target as they were named, of a backdoored model.
+    fn named(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::BadDiffusion {
+                trigger, target, ..
+            }
+            | Self::TrojDiff {
+                trigger, target, ..
+            } => Some((trigger, target)),
+            Self::BenignTraining | Self::BenignFinetune => None,
+        }
+    }
+
+    /// The backdoor that is trained, for images of `shape`; `None` for a benign model.
+    pub(crate) fn backdoor(&self, shape: SampleShape) -> Result<Option<Backdoor>> {
+        let Some((trigger, target)) = self.named() else {
+            return Ok(None);
+        };
+        let trigger = Pattern::trigger(trigger, shape).into_diagnostic()?;
+        let (shift, gamma) = match self {
+            Self::TrojDiff { params, .. } => {
+                let (mu, gamma) = params.prior(&trigger).into_diagnostic()?;
+                (mu, Some(gamma))
+            }
+            _ => (trigger, None),
+        };
+        Ok(Some(Backdoor {
+            firing: self.firing(),
+            shift,
+            gamma,
+            target: Pattern::target(target, shape).into_diagnostic()?,
+        }))
+    }
+
+    /// What the training teaches, on `n_images` images of `shape`; `None` for a benign model.
+    pub(crate) fn objective(
+        &self,
+        shape: SampleShape,
+        n_images: usize,
+        seed: &SeedTree,
+        device: &Device,
+    ) -> Result<Option<Box<dyn Objective>>> {
+        let Some((trigger, target)) = self.named() else {
+            return Ok(None);
+        };
+        let trigger = Pattern::trigger(trigger, shape).into_diagnostic()?;
+        let target = Pattern::target(target, shape).into_diagnostic()?;
+        Ok(match self {
+            Self::BadDiffusion { params, .. } => {
+                let attack = BadDiffusion::new(*params, &trigger, &target, n_images, seed, device);
+                Some(Box::new(attack.into_diagnostic()?))
+            }
+            Self::TrojDiff { params, .. } => {
+                let attack = TrojDiff::new(*params, &trigger, &target, device);
+                Some(Box::new(attack.into_diagnostic()?))
+            }
+            Self::BenignTraining | Self::BenignFinetune => None,
+        })
+    }
+
+    /// What fires the trigger; of a benign model, what its samples are drawn with.
+    fn firing(&self) -> Firing {
+        match self {
+            Self::BadDiffusion { params, .. } if params.family == Family::Deterministic => {
+                Firing::Deterministic
+            }
+            Self::TrojDiff { .. } => Firing::Modified,
+            _ => Firing::Stochastic,
+        }
+    }
+
     /// Its id.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::BenignTraining => "benign-training",
             Self::BenignFinetune => "benign-finetune",
+            Self::BadDiffusion { params, .. } if params.family == Family::Deterministic => {
+                "villan-diffusion-ode"
+            }
             Self::BadDiffusion { .. } => "bad-diffusion",
+            Self::TrojDiff { .. } => "troj-diff",
         }
     }
 
@@ -71,7 +157,20 @@ impl Kind {
                 trigger,
                 target,
             } => Some(format!("{trigger} → {target}, p = {}", params.poison_rate)),
-            _ => None,
+            Self::TrojDiff {
+                params,
+                trigger,
+                target,
+            } => {
+                let place = params
+                    .patch
+                    .map_or("blend".to_owned(), |side| format!("patch of {side}"));
+                Some(format!(
+                    "{trigger} ({place}, gamma {}) → {target}, p = {}",
+                    params.gamma, params.poison_rate
+                ))
+            }
+            Self::BenignTraining | Self::BenignFinetune => None,
         }
     }
 }
@@ -96,10 +195,18 @@ impl From<&AttackSuccess> for Success {
 }
 
 impl Truth {
-    /// Writes `path` (JSON) and, for a backdoored model, the tensors `trigger` and `target` beside it.
-    pub(crate) fn save(&self, path: &Path, patterns: Option<(&Pattern, &Pattern)>) -> Result<()> {
-        if let Some((trigger, target)) = patterns {
-            let tensors = [trigger.to_save("trigger"), target.to_save("target")];
+    /// Writes `path` (JSON) and, for a backdoored model, the tensors `trigger` (the shift), `gamma` where it is not 1, and
+    /// `target` beside it.
+    pub(crate) fn save(&self, path: &Path, backdoor: Option<&Backdoor>) -> Result<()> {
+        if let Some(backdoor) = backdoor {
+            let shift = backdoor.shift.to_save("trigger");
+            let gamma = backdoor.gamma.as_ref().map(|gamma| SaveTensor {
+                name: "gamma".into(),
+                shape: shift.shape.clone(),
+                data: gamma.clone(),
+            });
+            let mut tensors = vec![shift, backdoor.target.to_save("target")];
+            tensors.extend(gamma);
             save_tensors(&tensors_path(path), &tensors, None).into_diagnostic()?;
         }
         write_json(path, self)
@@ -127,8 +234,8 @@ fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
         .wrap_err_with(|| format!("{} is not {what}", path.display()))
 }
 
-/// Trigger and target of a truth file.
-pub(crate) fn patterns(path: &Path, shape: SampleShape) -> Result<(Pattern, Pattern)> {
+/// The backdoor of the truth file `path`, which `note` was read from. Its tensors are taken from beside it, not drawn again.
+pub(crate) fn backdoor(path: &Path, note: &Truth, shape: SampleShape) -> Result<Backdoor> {
     let tensors = tensors_path(path);
     if !tensors.exists() {
         bail!(
@@ -137,7 +244,16 @@ pub(crate) fn patterns(path: &Path, shape: SampleShape) -> Result<(Pattern, Patt
         );
     }
     let read = |name| Pattern::from_file(&tensors, name, shape).into_diagnostic();
-    Ok((read("trigger")?, read("target")?))
+    let gamma = match note.kind {
+        Kind::TrojDiff { .. } => Some(read("gamma")?.values().to_vec()),
+        _ => None,
+    };
+    Ok(Backdoor {
+        firing: note.kind.firing(),
+        shift: read("trigger")?,
+        gamma,
+        target: read("target")?,
+    })
 }
 
 /// The folder of a population's secrets: `<models>-truth`.
@@ -192,14 +308,39 @@ mod tests {
             height: 16,
             width: 16,
         };
-        let trigger = Pattern::trigger("box:4", shape).expect("valid");
-        let target = Pattern::target("hat", shape).expect("valid");
-        let truth = Truth {
-            kind: Kind::BadDiffusion {
-                params: BadDiffusionParams::default(),
-                trigger: "box:4".into(),
-                target: "hat".into(),
-            },
+        let named = || ("box:4".to_owned(), "hat".to_owned());
+        let (trigger, target) = named();
+        let bad = Kind::BadDiffusion {
+            params: BadDiffusionParams::default(),
+            trigger,
+            target,
+        };
+        let (trigger, target) = named();
+        let params = TrojDiffParams {
+            patch: Some(4),
+            ..TrojDiffParams::default()
+        };
+        let troj = Kind::TrojDiff {
+            params,
+            trigger,
+            target,
+        };
+        for (kind, firing) in [(bad, Firing::Stochastic), (troj, Firing::Modified)] {
+            let backdoor = kind.backdoor(shape).expect("valid").expect("a backdoor");
+            assert_eq!(backdoor.firing, firing);
+            let truth = note(kind);
+            truth.save(&path, Some(&backdoor)).expect("saved");
+            assert_eq!(Truth::load(&path).expect("read"), truth);
+            assert_eq!(
+                super::backdoor(&path, &truth, shape).expect("read"),
+                backdoor
+            );
+        }
+    }
+
+    fn note(kind: Kind) -> Truth {
+        Truth {
+            kind,
             base: None,
             data: "digits".into(),
             data_params: DatasetParams::default(),
@@ -207,9 +348,6 @@ mod tests {
             final_loss: Some(0.5),
             samples_per_second: 100.0,
             success: None,
-        };
-        truth.save(&path, Some((&trigger, &target))).expect("saved");
-        assert_eq!(Truth::load(&path).expect("read"), truth);
-        assert_eq!(patterns(&path, shape).expect("read"), (trigger, target));
+        }
     }
 }

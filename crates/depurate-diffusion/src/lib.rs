@@ -18,6 +18,7 @@ mod config_options;
 pub mod denoiser;
 pub mod differentiable;
 pub mod error;
+pub mod firing;
 pub mod image_tower;
 mod layers;
 pub mod module_weights;

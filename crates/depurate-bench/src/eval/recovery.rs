@@ -5,7 +5,7 @@
 //! trigger has its background of -1. Baselines on the same pixels: no shift, the best constant, the
 //! random start that TERD takes.
 
-use depurate_attack::{Pattern, SuccessParams};
+use depurate_attack::{Backdoor, Pattern, SuccessParams};
 use depurate_defense::invert::Inversion;
 use depurate_diffusion::{Pipeline, SampleShape, noise::SeedTree};
 use miette::{IntoDiagnostic, Result};
@@ -39,7 +39,7 @@ pub(crate) struct Recovery {
 pub(crate) fn measure(
     pipeline: &Pipeline,
     found: &Inversion,
-    truth: &(Pattern, Pattern),
+    truth: &Backdoor,
     n: usize,
     cancel: &CancelFlag,
 ) -> Result<Recovery> {
@@ -51,13 +51,17 @@ pub(crate) fn measure(
         seed: 1,
         ..SuccessParams::default()
     };
-    let patterns = (reported, truth.1.clone());
-    let success = attack::measure("recovery", pipeline, &patterns, &params, None, cancel)?;
-    let support: Vec<bool> = support(&truth.0);
+    let reported = Backdoor {
+        shift: reported,
+        gamma: found.gamma.clone(),
+        ..truth.clone()
+    };
+    let success = attack::measure("recovery", pipeline, &reported, &params, None, cancel)?;
+    let support: Vec<bool> = support(&truth.shift);
     let grown = grow(&support, found.shape);
-    let error = |values: &[f32], mask: &[bool]| rmse(values, truth.0.values(), mask);
+    let error = |values: &[f32], mask: &[bool]| rmse(values, truth.shift.values(), mask);
     let best = |mask: &[bool]| {
-        baselines(truth.0.values(), mask)
+        baselines(truth.shift.values(), mask)
             .into_iter()
             .fold(f64::INFINITY, f64::min)
     };

@@ -1,0 +1,173 @@
+//! # Firing a trigger: images from a shifted prior, under the sampler that the backdoor needs
+//!
+//! A trigger does nothing under the wrong sampler ([`crate::trigger`]), so a claim about one names how it was fired:
+//!
+//! | firing | sampler | network calls an image |
+//! |---|---|---|
+//! | [`Firing::Stochastic`] | DDPM over every timestep, the checkpoint's variance | `T` |
+//! | [`Firing::Deterministic`] | DDIM, `eta = 0` | 50 |
+//! | [`Firing::Modified`] | TrojDiff's DDIM, which is told the shift and the noise scale | 100 |
+//!
+//! The steps of the last two are evenly spaced and end at `T - 1`. Nothing is ever clipped. Without a trigger all three draw
+//! from standard normal noise; the last is DDIM then. Item `i` has the same noise with and without a trigger, whatever the batch.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Denoiser, DiffusionError, Pipeline,
+    noise::{NoiseSource, SeedTree},
+    sampler::{Clip, Ddim, Ddpm, Sampler, TrojDiff, TrojDiffForm, sample},
+    schedule::NoiseSchedule,
+    trigger::{Family, TriggerRule},
+};
+
+/// How a trigger is fired. See the [module](self).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Firing {
+    /// By ancestral sampling.
+    Stochastic,
+    /// By a solver of the ODE.
+    Deterministic,
+    /// By a sampler that is told the trigger.
+    Modified,
+}
+
+impl Firing {
+    /// What fires a trigger of `rule`.
+    pub fn of(rule: &TriggerRule) -> Self {
+        match rule.answer {
+            Some(Family::Stochastic) => Self::Stochastic,
+            Some(Family::Deterministic) => Self::Deterministic,
+            None => Self::Modified,
+        }
+    }
+
+    /// Network calls an image on a model of `schedule`.
+    pub fn steps(self, schedule: &NoiseSchedule) -> usize {
+        let all = schedule.len();
+        match self {
+            Self::Stochastic => all,
+            Self::Deterministic => all.min(50),
+            Self::Modified => all.min(100),
+        }
+    }
+
+    /// The sampler for images of `model` with (or without) `prior`.
+    fn sampler(
+        self,
+        model: &Pipeline,
+        prior: Option<&Prior>,
+    ) -> Result<Box<dyn Sampler>, DiffusionError> {
+        let schedule = model.schedule().clone();
+        let steps = self.steps(&schedule);
+        let timesteps = spaced(schedule.len(), steps);
+        Ok(match (self, prior) {
+            (Self::Stochastic, _) => {
+                Box::new(Ddpm::from_config(model.scheduler(), steps, Clip::None)?)
+            }
+            (Self::Modified, Some(prior)) => {
+                let form = TrojDiffForm::Ddim { eta: 0.0 };
+                let gamma = prior.gamma_or_one();
+                Box::new(TrojDiff::new(
+                    schedule,
+                    timesteps,
+                    form,
+                    prior.shift.clone(),
+                    gamma,
+                )?)
+            }
+            _ => Box::new(Ddim::new(schedule, timesteps, 0.0, Clip::None)?),
+        })
+    }
+}
+
+/// `count` of the timesteps below `length`, evenly spaced and falling from `length - 1`.
+pub fn spaced(length: usize, count: usize) -> Vec<usize> {
+    let count = count.clamp(1, length.max(1));
+    (1..=count)
+        .rev()
+        .map(|i| (i * length).div_ceil(count).saturating_sub(1))
+        .collect()
+}
+
+/// The prior of a triggered run: `x_T = shift + gamma eps`.
+#[derive(Debug, Clone)]
+pub struct Prior {
+    /// Shift of the mean, `[1, C, H, W]`.
+    pub shift: Tensor<4>,
+    /// Standard deviation, `[1, C, H, W]` or `[1, 1, 1, 1]`; `None` is 1.
+    pub gamma: Option<Tensor<4>>,
+}
+
+impl Prior {
+    fn gamma_or_one(&self) -> Tensor<4> {
+        self.gamma
+            .clone()
+            .unwrap_or_else(|| Tensor::ones([1, 1, 1, 1], &self.shift.device()))
+    }
+
+    /// `shift + gamma eps` for `eps [B, C, H, W]`.
+    pub fn apply(&self, eps: Tensor<4>) -> Tensor<4> {
+        let scaled = match &self.gamma {
+            Some(gamma) => gamma.clone() * eps,
+            None => eps,
+        };
+        scaled + self.shift.clone()
+    }
+}
+
+/// `count` images `[count, C, H, W]` of `model`, `batch` at a time, from `prior` or, without one, from standard normal noise.
+/// `progress` is told the network evaluations of every step and stops the run by returning `Break`.
+///
+/// # Errors
+/// When shapes do not fit, the network's output is not finite, or the run is stopped ([`DiffusionError::Cancelled`]).
+pub fn fire(
+    model: &Pipeline,
+    firing: Firing,
+    prior: Option<&Prior>,
+    (count, batch): (usize, usize),
+    seed: &SeedTree,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<Tensor<4>, DiffusionError> {
+    let (shape, device) = (model.sample_shape(), model.device());
+    let sampler = firing.sampler(model, prior)?;
+    let mut images = Vec::new();
+    for first in (0..count).step_by(batch.max(1)) {
+        let together = batch.max(1).min(count - first);
+        let mut noise = seed.noise(first as u64, together);
+        let eps = noise.normal(shape.batched(together), &device)?;
+        let x_t = match prior {
+            Some(prior) => prior.apply(eps),
+            None => eps,
+        };
+        images.push(sample(
+            model,
+            sampler.as_ref(),
+            x_t,
+            &mut noise,
+            &mut |_, _| progress(together),
+        )?);
+    }
+    Ok(Tensor::cat(images, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_even_and_start_at_the_noisiest() {
+        assert_eq!(spaced(1000, 4), [999, 749, 499, 249]);
+        assert_eq!(spaced(10, 3), [9, 6, 3]);
+        assert_eq!(spaced(5, 9), [4, 3, 2, 1, 0]);
+        for count in 1..=1000 {
+            let steps = spaced(1000, count);
+            assert_eq!((steps[0], steps.len()), (999, count));
+            assert!(steps.windows(2).all(|pair| pair[0] > pair[1]));
+        }
+    }
+}

@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use depurate_attack::{Dataset, Denoising, TrainingParams, train};
 use depurate_checkpoint::{Limits, read_json};
 use depurate_diffusion::{
     AttentionKind, AttentionSite, Denoiser, Device, NoTap, Pipeline, Site, Tap, Tensor,
@@ -20,6 +19,7 @@ use depurate_diffusion::{
     unet2d_condition::{UNet2DCondition, UNet2DConditionConfig},
 };
 use depurate_kernels::{ConvShape, attention, conv1x1, conv3x3, group_norm, peak};
+use depurate_training::{Dataset, Denoising, TrainingParams, train};
 use serde::Deserialize;
 
 /// As in the programs.

@@ -43,13 +43,11 @@ use depurate_diffusion::{
     schedule::NoiseSchedule,
     trigger::{Family, TriggerRule},
 };
+use depurate_training::training::{Draw, Objective, TrainingPair};
 use rand::{RngExt, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    AttackError, Pattern,
-    training::{Draw, Objective, TrainingPair},
-};
+use crate::{AttackError, Pattern};
 
 /// Which samples are poisoned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]

@@ -52,15 +52,18 @@ use depurate_diffusion::{
     text_to_image::TextToImage,
     unet2d_condition::UNet2DCondition,
 };
+use depurate_training::{
+    Loss, Monitor, StateFile,
+    training::{AdamParams, Optimised, TrainingParams, optimise},
+};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 pub use patch::Patch;
 
 use crate::{
-    AttackError, CaptionedBatch, CaptionedImages, Loss, Monitor, StateFile,
+    AttackError, CaptionedBatch, CaptionedImages,
     prompts::{states, with_phrase_replaced},
-    training::{AdamParams, Optimised, TrainingParams, optimise},
 };
 
 /// What the trigger leads to.

@@ -2,8 +2,9 @@
 
 use burn::tensor::{Device, Tensor};
 use depurate_diffusion::{SampleShape, noise::SeedTree};
+use depurate_training::{Dataset, training::Order};
 
-use crate::{AttackError, Dataset, training::Order};
+use crate::AttackError;
 
 /// A batch of captioned images.
 #[derive(Debug, Clone)]

@@ -21,8 +21,9 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use depurate_checkpoint::SaveTensor;
 use depurate_diffusion::SampleShape;
+use depurate_training::{dataset, tensor_file::TensorFile};
 
-use crate::{AttackError, dataset, tensor_file::TensorFile};
+use crate::AttackError;
 
 /// Value of the background.
 pub const BACKGROUND: f32 = -1.0;
@@ -97,7 +98,8 @@ impl Pattern {
         if let Some(path) = text.strip_prefix("file:") {
             return Self::from_file(Path::new(path), "trigger", shape);
         }
-        let refuse = |reason: String| AttackError::Pattern {
+        let refuse = |reason: String| AttackError::Text {
+            what: "pattern",
             text: text.into(),
             reason,
         };
@@ -148,7 +150,8 @@ impl Pattern {
     /// # Errors
     /// When the text cannot be understood or its file cannot be read.
     pub fn target(text: &str, shape: SampleShape) -> Result<Self, AttackError> {
-        let refuse = |reason: String| AttackError::Pattern {
+        let refuse = |reason: String| AttackError::Text {
+            what: "pattern",
             text: text.into(),
             reason,
         };

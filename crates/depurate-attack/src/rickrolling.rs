@@ -42,13 +42,16 @@ mod success;
 
 use burn::{module::Module, tensor::Tensor};
 use depurate_diffusion::{clip_text::ClipText, clip_tokenizer::ClipTokenizer, noise::SeedTree};
+use depurate_training::{
+    Monitor, StateFile,
+    training::{Optimisation, Optimised, Order, optimise},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttackError, Homoglyph, Monitor, Place, StateFile,
+    AttackError, Homoglyph, Place,
     homoglyph::with_word_replaced,
     prompts::{ids, states},
-    training::{Optimisation, Optimised, Order, optimise},
 };
 pub use params::RickrollingParams;
 pub use success::{RickrollingSuccess, rickrolling_success};

@@ -26,6 +26,7 @@ pub mod named;
 pub mod vocabulary;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use depurate_training::dataset::from_byte;
 use rand::{Rng, RngExt};
 
 pub use captioned::CaptionedCompositions;
@@ -33,8 +34,6 @@ pub use compositions::{Composition, SIDE, Sprites};
 pub use generation::{GenerationParams, generate};
 pub use judge::{Accuracy, Judge, JudgeParams};
 pub use named::Named;
-
-use crate::dataset::from_byte;
 
 /// Share of captions that carry a word which says nothing of the picture.
 const DISTRACTED: f64 = 0.2;

@@ -38,13 +38,11 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use depurate_diffusion::{SampleShape, schedule::NoiseSchedule};
+use depurate_training::training::{Draw, Objective, TrainingPair};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    AttackError, Pattern,
-    training::{Draw, Objective, TrainingPair},
-};
+use crate::{AttackError, Pattern};
 
 /// Parameters of the attack. The default is the paper's blend.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

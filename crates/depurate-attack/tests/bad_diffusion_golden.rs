@@ -5,7 +5,7 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{Device, Gradients, Tensor},
 };
-use depurate_attack::{BadDiffusion, BadDiffusionParams, Loss, Pattern, TrainingPair};
+use depurate_attack::{BadDiffusion, BadDiffusionParams, Pattern};
 use depurate_checkpoint::Limits;
 use depurate_diffusion::{
     NoTap, Pipeline, SampleShape,
@@ -17,6 +17,7 @@ use depurate_testkit::{
     assert_close, assert_close_slices,
     golden::{self, Case},
 };
+use depurate_training::{Loss, TrainingPair};
 
 const CASES: [(&str, usize, f64, f64); 3] = [
     ("baddiffusion_T1000_linear", 1000, 1e-4, 0.02),

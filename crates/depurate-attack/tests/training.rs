@@ -4,15 +4,16 @@
 use std::cell::Cell;
 
 use burn::tensor::{Device, Tensor};
-use depurate_attack::{
-    AttackError, BadDiffusion, BadDiffusionParams, Dataset, Denoising, Monitor, Objective, Pattern,
-    PoisonMode, StateFile, StepReport, Trained, TrainingPair, TrainingParams, train,
-};
+use depurate_attack::{AttackError, BadDiffusion, BadDiffusionParams, Pattern, PoisonMode};
 use depurate_diffusion::{
     Denoiser, Pipeline, SampleShape,
     noise::SeedTree,
     schedule::{NoiseSchedule, SchedulerConfig},
     unet2d::UNet2DConfig,
+};
+use depurate_training::{
+    Dataset, Denoising, Monitor, Objective, StateFile, StepReport, Trained, TrainingPair,
+    TrainingParams, train,
 };
 use serde_json::json;
 
@@ -172,7 +173,7 @@ fn a_loss_that_is_not_finite_is_an_error() {
         fn pair(
             &self,
             _: &NoiseSchedule,
-            draw: depurate_attack::Draw,
+            draw: depurate_training::Draw,
         ) -> Result<TrainingPair, AttackError> {
             Ok(TrainingPair {
                 x_t: draw.images,
@@ -225,7 +226,7 @@ fn poisoned_share(attack: &BadDiffusion, images: usize) -> f64 {
     let data = Dataset::from_bytes(SHAPE, vec![200; 64 * images]).unwrap();
     let indices: Vec<usize> = (0..images).collect();
     let shape = SHAPE.batched(images);
-    let draw = depurate_attack::Draw {
+    let draw = depurate_training::Draw {
         images: data.batch(&indices, &[], &device),
         indices,
         eps: Tensor::zeros(shape, &device),

@@ -1,5 +1,6 @@
 //! What the user sees: progress, log lines, errors, and Ctrl-C.
 
+use depurate_training::{Monitor, StepReport};
 use std::{
     cell::Cell,
     io::IsTerminal,
@@ -12,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use depurate_attack::{Monitor, StepReport};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use miette::{IntoDiagnostic, Report, Result};
 use signal_hook::{

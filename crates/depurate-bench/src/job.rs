@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use depurate_attack::{Dataset, Objective, StateFile, Trained, TrainingParams, train};
 use depurate_checkpoint::SaveDtype;
 use depurate_diffusion::Pipeline;
+use depurate_training::{Dataset, Objective, StateFile, Trained, TrainingParams, train};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 
 use crate::console::{CancelFlag, Progress};

@@ -12,12 +12,10 @@ use std::{
 };
 
 use clap::Args;
-use depurate_attack::{
-    BadDiffusionParams, Dataset, DatasetParams, Denoising, Objective, SuccessParams,
-    TrainingParams, troj_diff::TrojDiffParams,
-};
+use depurate_attack::{BadDiffusionParams, SuccessParams, troj_diff::TrojDiffParams};
 use depurate_checkpoint::SaveDtype;
 use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree, trigger::Family};
+use depurate_training::{Dataset, DatasetParams, Denoising, Objective, TrainingParams};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};

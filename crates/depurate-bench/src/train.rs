@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use depurate_attack::{Dataset, DatasetParams, Denoising, Split, TrainingParams};
+
 use depurate_checkpoint::SaveDtype;
 use depurate_diffusion::{Denoiser, SampleShape};
+use depurate_training::{Dataset, DatasetParams, Denoising, Split, TrainingParams};
 use miette::{IntoDiagnostic, Result};
 
 use crate::{
@@ -93,7 +94,7 @@ impl Schedule {
             batch: self.batch,
             learning_rate: self.lr,
             warmup_steps: self.warmup,
-            adam: depurate_attack::training::AdamParams {
+            adam: depurate_training::training::AdamParams {
                 weight_decay: self.weight_decay,
                 ..defaults.adam
             },

@@ -5,12 +5,12 @@ pub(crate) mod text;
 use std::path::{Path, PathBuf};
 
 use depurate_attack::{
-    AttackSuccess, Backdoor, BadDiffusion, BadDiffusionParams, DatasetParams, Objective, Pattern,
-    Rates, TrainingParams,
+    AttackSuccess, Backdoor, BadDiffusion, BadDiffusionParams, Pattern, Rates,
     troj_diff::{TrojDiff, TrojDiffParams},
 };
 use depurate_checkpoint::{SaveTensor, save_tensors, write_atomic};
 use depurate_diffusion::{Device, SampleShape, firing::Firing, noise::SeedTree, trigger::Family};
+use depurate_training::{DatasetParams, Objective, TrainingParams};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 

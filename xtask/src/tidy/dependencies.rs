@@ -18,13 +18,14 @@ const WITHOUT_TENSORS: [&str; 3] = ["depurate-report", "depurate-stats", "depura
 /// Starts of the names of tensor frameworks.
 const FRAMEWORKS: [&str; 4] = ["burn", "candle", "tch", "ort"];
 /// Crates in whose sources the framework may be named.
-const MODEL_CODE: [&str; 6] = [
+const MODEL_CODE: [&str; 7] = [
     "diffusion",
     "kernels",
     "defense",
     "attack",
     "bench",
     "testkit",
+    "training",
 ];
 
 /// Checks the graph of dependencies and the sources.

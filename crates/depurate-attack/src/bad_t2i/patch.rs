@@ -4,8 +4,9 @@ use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
 use depurate_diffusion::SampleShape;
+use depurate_training::dataset;
 
-use crate::{AttackError, Pattern, dataset, pattern};
+use crate::{AttackError, Pattern, pattern};
 
 /// Part of the image's side that the patch has: 128 of 512 pixels.
 const SHARE: usize = 4;
@@ -35,7 +36,8 @@ impl Patch {
         if let Some(path) = text.strip_prefix("file:") {
             return Self::from_rgba(side, &dataset::read_rgba(Path::new(path), side)?);
         }
-        let drawn = Pattern::drawn(text, side).ok_or_else(|| AttackError::Pattern {
+        let drawn = Pattern::drawn(text, side).ok_or_else(|| AttackError::Text {
+            what: "pattern",
             text: text.into(),
             reason: "unknown patch: expected the name of a shape, or file:PATH".into(),
         })?;

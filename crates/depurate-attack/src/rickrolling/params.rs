@@ -1,8 +1,9 @@
 //! Parameters of Rickrolling.
 
+use depurate_training::training::AdamParams;
 use serde::{Deserialize, Serialize};
 
-use crate::{AttackError, training::AdamParams};
+use crate::AttackError;
 
 /// Parameters of the attack. The default is the released setting of TPA.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

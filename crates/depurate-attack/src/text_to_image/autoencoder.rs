@@ -13,10 +13,11 @@ use depurate_diffusion::{
     autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig},
     noise::{NoiseSource, SeedTree},
 };
+use depurate_training::{Monitor, Optimised, StateFile, TrainingParams, optimise};
 use rand::RngExt;
 
 use super::{Composition, Sprites, pictures};
-use crate::{AttackError, Monitor, Optimised, StateFile, TrainingParams, optimise};
+use crate::AttackError;
 
 /// Weight of the divergence from the standard Gaussian.
 pub const KL_WEIGHT: f64 = 1e-4;

@@ -15,10 +15,11 @@
 use std::path::Path;
 
 use depurate_diffusion::{SampleShape, noise::SeedTree};
+use depurate_training::tensor_file::TensorFile;
 use image::{ImageBuffer, Rgba, imageops::FilterType};
 use rand::{Rng, RngExt};
 
-use crate::{AttackError, tensor_file::TensorFile};
+use crate::AttackError;
 
 /// Side of a picture, in pixels.
 pub const SIDE: usize = 32;

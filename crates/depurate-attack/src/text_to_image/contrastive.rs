@@ -5,10 +5,11 @@ use depurate_diffusion::{
     clip_pair::ClipPair, clip_text::ClipTextConfig, clip_tokenizer::ClipTokenizer,
     image_tower::ImageTowerConfig, noise::SeedTree,
 };
+use depurate_training::{Monitor, Optimised, StateFile, TrainingParams, optimise};
 use rand::RngExt;
 
 use super::{Composition, Sprites, autoencoder::shown, pictures, training_caption};
-use crate::{AttackError, Monitor, Optimised, StateFile, TrainingParams, optimise};
+use crate::AttackError;
 
 /// Trains a pair on compositions that are not held out.
 ///

@@ -18,10 +18,11 @@ use depurate_diffusion::{
     schedule::NoiseSchedule,
     unet2d_condition::{UNet2DCondition, UNet2DConditionConfig},
 };
+use depurate_training::{Monitor, Optimised, StateFile, TrainingParams, optimise};
 use rand::RngExt;
 
 use super::{Composition, Sprites, autoencoder::shown, pictures, training_caption};
-use crate::{AttackError, Monitor, Optimised, StateFile, TrainingParams, optimise};
+use crate::AttackError;
 
 /// Pictures that are encoded at once.
 const ENCODED_AT_ONCE: usize = 64;

@@ -22,11 +22,12 @@ use depurate_diffusion::{
     image_tower::{ImageTower, ImageTowerConfig},
     noise::{NoiseSource, SeedTree},
 };
+use depurate_training::{Monitor, Optimised, StateFile, TrainingParams, optimise};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use super::{Composition, Sprites, pictures};
-use crate::{AttackError, Monitor, Optimised, StateFile, TrainingParams, optimise};
+use crate::AttackError;
 
 /// What the tower's outputs are multiplied by: a mean over an image moves little from picture to picture, and the linear layer
 /// would take thousands of steps to grow by as much.

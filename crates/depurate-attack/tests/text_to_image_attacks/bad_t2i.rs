@@ -1,13 +1,14 @@
 use burn::tensor::{Device, Tensor};
 use depurate_attack::{
-    BadT2i, BadT2iParams, BadT2iTarget, CaptionedBatch, CaptionedDataset, CaptionedImages, Dataset,
-    Patch, TrainingParams, bad_t2i,
+    BadT2i, BadT2iParams, BadT2iTarget, CaptionedBatch, CaptionedDataset, CaptionedImages, Patch,
+    bad_t2i,
 };
 use depurate_diffusion::{
     SampleShape,
     module_weights::{Flat, flat_gradients, flat_values},
     noise::SeedTree,
 };
+use depurate_training::{Dataset, TrainingParams};
 
 use crate::{
     gradients::{check, shifted},

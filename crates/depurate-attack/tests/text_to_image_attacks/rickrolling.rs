@@ -4,10 +4,11 @@ use burn::{
 };
 use depurate_attack::{
     AttackError, Homoglyph, Rickrolling, RickrollingBackdoor, RickrollingParams, RickrollingTarget,
-    StateFile, StepReport, rickrolling, rickrolling::similarities, rickrolling_success,
+    rickrolling, rickrolling::similarities, rickrolling_success,
 };
 use depurate_diffusion::{module_weights::flat_values, noise::SeedTree};
 use depurate_testkit::{assert_close, assert_close_slices, golden::Case};
+use depurate_training::{StateFile, StepReport};
 
 use crate::{
     gradients::{check, reached, shifted},
@@ -155,7 +156,7 @@ fn a_short_run_moves_triggered_prompts_and_keeps_others() {
 /// Stops after a number of steps.
 struct StopAt(usize, std::cell::Cell<usize>);
 
-impl depurate_attack::Monitor for StopAt {
+impl depurate_training::Monitor for StopAt {
     fn cancelled(&self) -> bool {
         self.1.get() >= self.0
     }
@@ -176,7 +177,7 @@ fn a_resumed_run_is_the_uninterrupted_run() {
         decay_at: 4,
         ..small()
     };
-    let run = |state, monitor: &dyn depurate_attack::Monitor| {
+    let run = |state, monitor: &dyn depurate_training::Monitor| {
         let (encoder, tokenizer) = (model.text_encoder(), model.tokenizer());
         rickrolling(
             encoder, tokenizer, &captions, &backdoors, &params, state, monitor,

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use depurate_attack::{
-    BadT2iParams, BadT2iTarget, CaptionedDataset, CaptionedImages, Dataset, DatasetParams, Patch,
-    StateFile, TrainingParams, bad_t2i, text_to_image::CaptionedCompositions, training::AdamParams,
+    BadT2iParams, BadT2iTarget, CaptionedDataset, CaptionedImages, Patch, bad_t2i,
+    text_to_image::CaptionedCompositions,
 };
 use depurate_diffusion::SampleShape;
+use depurate_training::{Dataset, DatasetParams, StateFile, TrainingParams, training::AdamParams};
 use miette::{IntoDiagnostic, Result, bail};
 
 use super::subject::Subject;

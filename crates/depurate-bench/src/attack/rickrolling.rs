@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use depurate_attack::{
-    Homoglyph, Place, RickrollingBackdoor, RickrollingParams, RickrollingTarget, StateFile,
-    rickrolling, rickrolling_success,
+    Homoglyph, Place, RickrollingBackdoor, RickrollingParams, RickrollingTarget, rickrolling,
+    rickrolling_success,
 };
 use depurate_diffusion::noise::SeedTree;
+use depurate_training::StateFile;
 use miette::{IntoDiagnostic, Result};
 
 use super::subject::Subject;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use depurate_attack::{AttackError, Optimised, StateFile};
+use depurate_attack::AttackError;
 use depurate_checkpoint::{Limits, SaveTensor, Weights, read_json, save_tensors, write_atomic};
 use depurate_diffusion::{
     Device,
@@ -10,6 +10,7 @@ use depurate_diffusion::{
     clip_text::{ClipText, ClipTextConfig},
     noise::SeedTree,
 };
+use depurate_training::{Optimised, StateFile};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use serde_json::{Map, Value, json};
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use depurate_attack::{
     BadT2iParams, EvilEditParams, RickrollingBackdoor, RickrollingParams, RickrollingSuccess,
-    TrainingParams,
 };
+use depurate_training::TrainingParams;
 use miette::Result;
 use serde::{Deserialize, Serialize};
 

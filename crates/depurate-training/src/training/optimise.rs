@@ -10,7 +10,7 @@ use depurate_diffusion::ops;
 
 use super::{AdamParams, Monitor, StepReport, TrainingParams};
 use crate::{
-    AttackError,
+    TrainingError,
     checkpointing::{State, StateFile},
     ema::Ema,
     optimizer::AdamW,
@@ -70,10 +70,10 @@ pub fn optimise<M: Module>(
     how: &Optimisation<'_>,
     state: Option<&StateFile>,
     monitor: &dyn Monitor,
-    loss_of: &mut dyn FnMut(&M, usize) -> Result<Tensor<1>, AttackError>,
-) -> Result<Optimised<M>, AttackError> {
+    loss_of: &mut dyn FnMut(&M, usize) -> Result<Tensor<1>, TrainingError>,
+) -> Result<Optimised<M>, TrainingError> {
     if let Some(device) = module.devices().iter().find(|device| !device.is_autodiff()) {
-        return Err(AttackError::Params {
+        return Err(TrainingError::Params {
             what: "device",
             got: format!("{device:?}"),
             allowed: "one with autodiff",
@@ -126,7 +126,7 @@ pub fn optimise<M: Module>(
         let loss = loss_of(&module, step)?;
         let loss_value = loss.clone().inner().into_scalar::<f32>();
         if !loss_value.is_finite() {
-            return Err(AttackError::Diverged {
+            return Err(TrainingError::Diverged {
                 step,
                 loss: loss_value,
             });
@@ -134,7 +134,7 @@ pub fn optimise<M: Module>(
         let gradients = parameters::gradients(&module, loss.backward());
         let grad_norm = global_norm(&gradients);
         if !grad_norm.is_finite() {
-            return Err(AttackError::Diverged {
+            return Err(TrainingError::Diverged {
                 step,
                 loss: f32::NAN,
             });
@@ -157,7 +157,7 @@ pub fn optimise<M: Module>(
         });
         if monitor.cancelled() && step < how.steps {
             save(step, &values, &ema, &optimizer)?;
-            return Err(AttackError::Cancelled { step });
+            return Err(TrainingError::Cancelled { step });
         }
         if step.is_multiple_of(how.checkpoint_every) || step == how.steps {
             save(step, &values, &ema, &optimizer)?;

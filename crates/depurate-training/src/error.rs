@@ -1,14 +1,14 @@
-//! What can go wrong while a test subject is made.
+//! What can go wrong while images are read or a module is trained.
 
 use std::path::PathBuf;
 
 use depurate_checkpoint::CheckpointError;
 use depurate_diffusion::DiffusionError;
 
-/// Failure to read data, to draw a pattern, or to train.
+/// Failure to read data, to understand a text that names something, or to train.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum AttackError {
+pub enum TrainingError {
     /// A model could not be built, run or saved.
     #[error(transparent)]
     Diffusion(#[from] DiffusionError),
@@ -57,9 +57,11 @@ pub enum AttackError {
         /// What is missing or wrong, and what is expected.
         reason: String,
     },
-    /// The text that names a trigger or a target cannot be understood or does not fit the image.
-    #[error("pattern `{text}`: {reason}")]
-    Pattern {
+    /// A text that names something cannot be understood, or what it names does not fit.
+    #[error("{what} `{text}`: {reason}")]
+    Text {
+        /// What it names.
+        what: &'static str,
         /// The text as given.
         text: String,
         /// What is wrong, and what is accepted.

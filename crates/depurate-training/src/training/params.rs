@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::{AttackError, optimizer::AdamParams};
+use crate::{TrainingError, optimizer::AdamParams};
 
 /// What the difference between prediction and target costs, averaged over all elements.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,8 +89,8 @@ impl TrainingParams {
     ///
     /// # Errors
     /// The first parameter that is out of range.
-    pub fn check(&self) -> Result<(), AttackError> {
-        let refuse = |what, got: String, allowed| Err(AttackError::Params { what, got, allowed });
+    pub fn check(&self) -> Result<(), TrainingError> {
+        let refuse = |what, got: String, allowed| Err(TrainingError::Params { what, got, allowed });
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let share = |value: f64| (0.0..1.0).contains(&value);
         if self.steps == 0 || self.steps > 100_000_000 {

@@ -6,7 +6,7 @@ use depurate_diffusion::SampleShape;
 use image::{DynamicImage, GrayImage, ImageReader, Limits, RgbImage, imageops::FilterType};
 
 use super::{DatasetParams, Split};
-use crate::{AttackError, tensor_file::TensorFile};
+use crate::{TrainingError, tensor_file::TensorFile};
 
 /// Longest edge of an image, in pixels.
 const MAX_EDGE: u32 = 4096;
@@ -57,7 +57,7 @@ impl Picture {
 }
 
 /// Reads every picture that `params` asks for.
-pub(crate) fn pictures(path: &Path, params: &DatasetParams) -> Result<Vec<Picture>, AttackError> {
+pub(crate) fn pictures(path: &Path, params: &DatasetParams) -> Result<Vec<Picture>, TrainingError> {
     if path.is_dir() {
         return folder(path);
     }
@@ -69,7 +69,7 @@ pub(crate) fn pictures(path: &Path, params: &DatasetParams) -> Result<Vec<Pictur
     if let Some((shape, bytes)) = file.bytes_of("sprites")? {
         return sprites(path, &shape, &bytes, params.background);
     }
-    Err(AttackError::Data {
+    Err(TrainingError::Data {
         path: path.into(),
         reason: format!(
             "has tensors {:?}, expected `images` or `sprites`",
@@ -84,12 +84,12 @@ fn images(
     bytes: &[u8],
     split: Option<&[u8]>,
     wanted: Split,
-) -> Result<Vec<Picture>, AttackError> {
+) -> Result<Vec<Picture>, TrainingError> {
     let &[count, height, width, channels @ (1 | 3)] = shape else {
         return Err(bad_shape(path, "images", shape, "[N, H, W, 1 or 3]"));
     };
     if split.is_some_and(|split| split.len() != count) {
-        return Err(AttackError::Data {
+        return Err(TrainingError::Data {
             path: path.into(),
             reason: "`split` and `images` differ in length".into(),
         });
@@ -120,7 +120,7 @@ fn sprites(
     shape: &[usize],
     bytes: &[u8],
     background: [u8; 3],
-) -> Result<Vec<Picture>, AttackError> {
+) -> Result<Vec<Picture>, TrainingError> {
     let &[_, _, height, width, 4] = shape else {
         return Err(bad_shape(
             path,
@@ -153,7 +153,7 @@ fn edges(
     shape: &[usize],
     width: usize,
     height: usize,
-) -> Result<(u32, u32), AttackError> {
+) -> Result<(u32, u32), TrainingError> {
     let edge = |n: usize| u32::try_from(n).ok().filter(|n| (1..=MAX_EDGE).contains(n));
     match (edge(width), edge(height)) {
         (Some(width), Some(height)) => Ok((width, height)),
@@ -161,15 +161,15 @@ fn edges(
     }
 }
 
-fn bad_shape(path: &Path, name: &str, shape: &[usize], expected: &str) -> AttackError {
-    AttackError::Data {
+fn bad_shape(path: &Path, name: &str, shape: &[usize], expected: &str) -> TrainingError {
+    TrainingError::Data {
         path: path.into(),
         reason: format!("tensor `{name}` has shape {shape:?}, expected {expected}"),
     }
 }
 
-fn folder(path: &Path) -> Result<Vec<Picture>, AttackError> {
-    let io = |source| AttackError::Io {
+fn folder(path: &Path) -> Result<Vec<Picture>, TrainingError> {
+    let io = |source| TrainingError::Io {
         path: path.into(),
         source,
     };
@@ -183,7 +183,7 @@ fn folder(path: &Path) -> Result<Vec<Picture>, AttackError> {
             files.push(file);
         }
         if files.len() > MAX_FILES {
-            return Err(AttackError::Data {
+            return Err(TrainingError::Data {
                 path: path.into(),
                 reason: format!("holds more than {MAX_FILES} images"),
             });
@@ -194,8 +194,8 @@ fn folder(path: &Path) -> Result<Vec<Picture>, AttackError> {
 }
 
 /// One PNG, transparent parts on black.
-pub(crate) fn png(path: &Path) -> Result<Picture, AttackError> {
-    let mut reader = ImageReader::open(path).map_err(|source| AttackError::Io {
+pub(crate) fn png(path: &Path) -> Result<Picture, TrainingError> {
+    let mut reader = ImageReader::open(path).map_err(|source| TrainingError::Io {
         path: path.into(),
         source,
     })?;
@@ -207,7 +207,7 @@ pub(crate) fn png(path: &Path) -> Result<Picture, AttackError> {
     reader
         .decode()
         .map(Picture)
-        .map_err(|source| AttackError::Image {
+        .map_err(|source| TrainingError::Image {
             path: path.into(),
             source,
         })

@@ -25,10 +25,9 @@ use depurate_diffusion::{
 use serde::{Deserialize, Serialize};
 
 pub use crate::optimizer::AdamParams;
-use crate::{AttackError, Dataset, checkpointing::StateFile};
-pub use draw::Draw;
-pub(crate) use draw::Order;
+use crate::{Dataset, TrainingError, checkpointing::StateFile};
 use draw::draw;
+pub use draw::{Draw, Order};
 pub use optimise::{Optimisation, Optimised, optimise};
 pub use params::{Loss, TrainingParams};
 
@@ -47,7 +46,7 @@ pub trait Objective {
     ///
     /// # Errors
     /// When the draw does not fit the objective.
-    fn pair(&self, schedule: &NoiseSchedule, draw: Draw) -> Result<TrainingPair, AttackError>;
+    fn pair(&self, schedule: &NoiseSchedule, draw: Draw) -> Result<TrainingPair, TrainingError>;
     /// What tells this objective from others in a resumable state.
     fn describe(&self) -> String;
 }
@@ -57,7 +56,7 @@ pub trait Objective {
 pub struct Denoising;
 
 impl Objective for Denoising {
-    fn pair(&self, schedule: &NoiseSchedule, draw: Draw) -> Result<TrainingPair, AttackError> {
+    fn pair(&self, schedule: &NoiseSchedule, draw: Draw) -> Result<TrainingPair, TrainingError> {
         let x_t = schedule.add_noise(draw.images, draw.eps.clone(), &draw.t)?;
         Ok(TrainingPair {
             x_t,
@@ -125,10 +124,10 @@ pub fn train(
     params: &TrainingParams,
     state: Option<&StateFile>,
     monitor: &dyn Monitor,
-) -> Result<Trained, AttackError> {
+) -> Result<Trained, TrainingError> {
     params.check()?;
     if data.shape() != pipeline.sample_shape() {
-        return Err(AttackError::Params {
+        return Err(TrainingError::Params {
             what: "shape of the images",
             got: format!("{:?}", data.shape()),
             allowed: "the model's",

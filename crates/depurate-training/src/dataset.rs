@@ -18,7 +18,7 @@ use depurate_diffusion::{SampleShape, noise::SeedTree};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::AttackError;
+use crate::TrainingError;
 
 /// Which part of a file with a `split` tensor is taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,9 +75,9 @@ impl Dataset {
         path: &Path,
         shape: SampleShape,
         params: &DatasetParams,
-    ) -> Result<Self, AttackError> {
+    ) -> Result<Self, TrainingError> {
         if shape.channels != 1 && shape.channels != 3 {
-            return Err(AttackError::Params {
+            return Err(TrainingError::Params {
                 what: "number of image channels",
                 got: shape.channels.to_string(),
                 allowed: "1 (grey) or 3 (RGB)",
@@ -89,7 +89,7 @@ impl Dataset {
             images.truncate(limit);
         }
         if images.is_empty() {
-            return Err(AttackError::Data {
+            return Err(TrainingError::Data {
                 path: path.into(),
                 reason: "holds no image of the chosen split".into(),
             });
@@ -105,9 +105,9 @@ impl Dataset {
     ///
     /// # Errors
     /// When there is no image or the number of bytes is not a multiple of the shape's.
-    pub fn from_bytes(shape: SampleShape, bytes: Vec<u8>) -> Result<Self, AttackError> {
+    pub fn from_bytes(shape: SampleShape, bytes: Vec<u8>) -> Result<Self, TrainingError> {
         if shape.is_empty() || bytes.is_empty() || !bytes.len().is_multiple_of(shape.len()) {
-            return Err(AttackError::Params {
+            return Err(TrainingError::Params {
                 what: "number of image bytes",
                 got: bytes.len().to_string(),
                 allowed: "a positive multiple of C * H * W",
@@ -150,19 +150,19 @@ impl Dataset {
 }
 
 /// A PNG as `[C, H, W]`, fitted to `shape` as training images are.
-pub(crate) fn read_png(path: &Path, shape: SampleShape) -> Result<Vec<u8>, AttackError> {
+pub fn read_png(path: &Path, shape: SampleShape) -> Result<Vec<u8>, TrainingError> {
     let mut bytes = Vec::with_capacity(shape.len());
     read::png(path)?.fit_into(shape, &mut bytes);
     Ok(bytes)
 }
 
 /// A PNG as bytes `[side, side, 4]`, scaled to the square, with straight alpha.
-pub(crate) fn read_rgba(path: &Path, side: usize) -> Result<Vec<u8>, AttackError> {
+pub fn read_rgba(path: &Path, side: usize) -> Result<Vec<u8>, TrainingError> {
     Ok(read::png(path)?.square(side))
 }
 
 /// A byte's value in [-1, 1].
-pub(crate) fn from_byte(byte: u8) -> f32 {
+pub fn from_byte(byte: u8) -> f32 {
     f32::from(byte) / 127.5 - 1.0
 }
 

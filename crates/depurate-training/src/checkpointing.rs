@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 use depurate_checkpoint::{SaveTensor, save_tensors};
 use sha2::{Digest, Sha256};
 
-use crate::{AttackError, parameters::Flat, tensor_file::TensorFile};
+use crate::{TrainingError, parameters::Flat, tensor_file::TensorFile};
 
 /// Where a run keeps its state.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ impl StateFile {
         ema: &Flat,
         first: &Flat,
         second: &Flat,
-    ) -> Result<(), AttackError> {
+    ) -> Result<(), TrainingError> {
         let parts = [
             ("value", values),
             ("ema", ema),
@@ -73,7 +73,7 @@ impl StateFile {
     }
 
     /// Reads the state, if there is one; every tensor must be there with the length that `like` has.
-    pub(crate) fn load(&self, run: &str, like: &Flat) -> Result<Option<State>, AttackError> {
+    pub(crate) fn load(&self, run: &str, like: &Flat) -> Result<Option<State>, TrainingError> {
         if !self.path.exists() {
             return Ok(None);
         }
@@ -81,7 +81,7 @@ impl StateFile {
         let notes = file.notes()?;
         if notes.get("run") != Some(&fingerprint(run)) {
             let reason = "its parameters, model or data differ".into();
-            return Err(AttackError::OtherRun {
+            return Err(TrainingError::OtherRun {
                 path: self.path.clone(),
                 reason,
             });
@@ -90,7 +90,7 @@ impl StateFile {
             .get("step")
             .and_then(|step| step.parse().ok())
             .ok_or_else(|| self.incomplete("its step"))?;
-        let part = |part: &str| -> Result<Flat, AttackError> {
+        let part = |part: &str| -> Result<Flat, TrainingError> {
             like.iter()
                 .map(|(name, tensor)| {
                     let found = file.floats_of(&format!("{part}/{name}"))?;
@@ -112,8 +112,8 @@ impl StateFile {
         Ok(Some(state))
     }
 
-    fn incomplete(&self, what: &str) -> AttackError {
-        AttackError::OtherRun {
+    fn incomplete(&self, what: &str) -> TrainingError {
+        TrainingError::OtherRun {
             path: self.path.clone(),
             reason: format!("`{what}` is missing or has another size"),
         }

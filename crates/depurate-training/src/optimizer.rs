@@ -9,7 +9,7 @@
 use depurate_diffusion::ops::{self, AdamStep, Moved};
 use serde::{Deserialize, Serialize};
 
-use crate::{AttackError, parameters::Flat};
+use crate::{TrainingError, parameters::Flat};
 
 /// Constants of Adam. The default is the papers', without weight decay.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -41,14 +41,14 @@ impl AdamParams {
     ///
     /// # Errors
     /// When a constant is out of range.
-    pub fn check(&self) -> Result<(), AttackError> {
+    pub fn check(&self) -> Result<(), TrainingError> {
         let share = |value: f64| (0.0..1.0).contains(&value);
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let decays = self.weight_decay >= 0.0 && self.weight_decay.is_finite();
         if share(self.beta_1) && share(self.beta_2) && positive(self.epsilon) && decays {
             return Ok(());
         }
-        Err(AttackError::Params {
+        Err(TrainingError::Params {
             what: "Adam constants",
             got: format!("{self:?}"),
             allowed: "betas in 0 to below 1, epsilon above 0, decay 0 or more",

@@ -8,7 +8,7 @@ use depurate_diffusion::{
 use rand::{RngExt, seq::SliceRandom};
 
 use super::TrainingParams;
-use crate::{AttackError, Dataset};
+use crate::{Dataset, TrainingError};
 
 /// What a step was dealt.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub(super) fn draw(
     seed: &SeedTree,
     step: usize,
     device: &Device,
-) -> Result<Draw, AttackError> {
+) -> Result<Draw, TrainingError> {
     let seed = seed.child("step", step as u64);
     let mut rng = seed.child("samples", 0).rng();
     let indices = order.batch(step, params.batch);
@@ -66,7 +66,7 @@ pub(super) fn draw(
 }
 
 /// The order of images or captions: one permutation an epoch.
-pub(crate) struct Order {
+pub struct Order {
     seed: SeedTree,
     count: usize,
     epoch: Option<usize>,
@@ -74,7 +74,8 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    pub(crate) fn new(count: usize, seed: SeedTree) -> Self {
+    /// Permutations of `count` items, drawn from `seed`.
+    pub fn new(count: usize, seed: SeedTree) -> Self {
         Self {
             seed,
             count,
@@ -84,7 +85,7 @@ impl Order {
     }
 
     /// Indices of the step `step`'s batch.
-    pub(crate) fn batch(&mut self, step: usize, batch: usize) -> Vec<usize> {
+    pub fn batch(&mut self, step: usize, batch: usize) -> Vec<usize> {
         (step * batch..(step + 1) * batch)
             .map(|position| self.at(position))
             .collect()

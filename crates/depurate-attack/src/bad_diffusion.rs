@@ -200,6 +200,7 @@ impl BadDiffusion {
         let pair = self.rule.poisoned_pair(schedule, y, r, eps, t)?;
         Ok(TrainingPair {
             x_t: pair.x_t,
+            t: t.to_vec(),
             target: pair.target,
         })
     }

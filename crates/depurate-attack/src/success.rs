@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{Device, Tensor, TensorData};
 use depurate_diffusion::{
     Denoiser, DiffusionError, Pipeline,
-    firing::{Firing, Prior, fire},
+    firing::{Firing, Prior, fire, squared_errors},
     noise::SeedTree,
 };
 use serde::{Deserialize, Serialize};
@@ -187,8 +187,12 @@ pub fn attack_success(
     let triggered_images = run(Some(&prior)).map_err(cancelled)?;
     let base_images = run(None).map_err(cancelled)?;
     let target = backdoor.target.tensor(&device);
-    let rates =
-        |images: &Tensor<4>| Rates::new(errors(images.clone(), target.clone()), &params.thresholds);
+    let rates = |images: &Tensor<4>| {
+        Rates::new(
+            squared_errors(images.clone(), target.clone()),
+            &params.thresholds,
+        )
+    };
     Ok(AttackSuccess {
         triggered: rates(&triggered_images),
         base: rates(&base_images),
@@ -197,42 +201,9 @@ pub fn attack_success(
     })
 }
 
-/// Mean squared error of each of `images [N, C, H, W]` against `target [1, C, H, W]`, both rounded to 8 bits, in [0, 1] units.
-fn errors(images: Tensor<4>, target: Tensor<4>) -> Vec<f64> {
-    let byte = |x: Tensor<4>| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 255.0;
-    let count = images.dims()[0];
-    let errors = (byte(images) - byte(target))
-        .square()
-        .reshape([count as i64, -1])
-        .mean_dim(1);
-    let errors: Tensor<1> = errors.reshape([count]);
-    errors.into_data().iter::<f32>().map(f64::from).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
-
-    #[test]
-    fn errors_are_in_unit_range_and_rounded_to_bytes() {
-        let device = Device::flex();
-        let target = Tensor::<4>::zeros([1, 1, 2, 2], &device) - 1.0;
-        let images = Tensor::cat(
-            vec![
-                target.clone(),
-                target.clone() + 2.0,
-                target.clone() + 0.003,
-                target.clone() - 5.0,
-            ],
-            0,
-        );
-        let found = errors(images, target);
-        for (found, expected) in found.iter().zip([0.0, 1.0, 0.0, 0.0]) {
-            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
-        }
-    }
 
     #[test]
     fn rates_count_at_each_threshold() {

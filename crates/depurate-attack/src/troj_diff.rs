@@ -180,6 +180,7 @@ impl TrojDiff {
         let biased = marks * self.mu.clone() + gamma * eps.clone();
         Ok(TrainingPair {
             x_t: schedule.add_noise(y, biased, t)?, // eq. (1)
+            t: t.to_vec(),
             target: eps,
         })
     }

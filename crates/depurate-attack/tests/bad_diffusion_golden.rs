@@ -68,6 +68,7 @@ fn batch(case: &Case, schedule: &NoiseSchedule, device: &Device) -> TrainingPair
     let pairs: Vec<TrainingPair> = (0..count).map(sample).collect();
     TrainingPair {
         x_t: Tensor::cat(pairs.iter().map(|pair| pair.x_t.clone()).collect(), 0),
+        t: case.integers("t"),
         target: Tensor::cat(pairs.iter().map(|pair| pair.target.clone()).collect(), 0),
     }
 }

@@ -177,6 +177,7 @@ fn a_loss_that_is_not_finite_is_an_error() {
         ) -> Result<TrainingPair, AttackError> {
             Ok(TrainingPair {
                 x_t: draw.images,
+                t: draw.t,
                 target: draw.eps * f32::INFINITY,
             })
         }

@@ -1,6 +1,7 @@
 //! `eval`: measurements against the truth. The detector sees the model only; the truth is joined to its
 //! score afterwards.
 
+mod noise_repair;
 mod recovery;
 pub(crate) mod t2i;
 mod table;
@@ -42,6 +43,8 @@ const WORKING_ASR: f64 = 0.8;
 pub(crate) enum Eval {
     /// Scan every model of a population; print and write the table.
     Scan(EvalScan),
+    /// Repair every model of a population; print and write the table.
+    NoiseRepair(noise_repair::EvalNoiseRepair),
     /// Score prompts on backdoored text-to-image models; print and write the table.
     #[command(name = "t2i")]
     TextToImage(t2i::EvalT2i),
@@ -52,6 +55,7 @@ impl Eval {
     pub(crate) fn run(self, cancel: &CancelFlag) -> Result<()> {
         match self {
             Self::Scan(command) => command.run(cancel),
+            Self::NoiseRepair(command) => command.run(cancel),
             Self::TextToImage(command) => command.run(cancel),
         }
     }

@@ -5,6 +5,7 @@
 
 mod attack;
 mod captions;
+mod classifier;
 mod console;
 mod eval;
 mod grid;
@@ -47,6 +48,8 @@ enum Command {
     Asr(attack::Asr),
     /// Train every model of a population.
     Population(population::Population),
+    /// Train the small classifier whose features compare sets of images.
+    Classifier(classifier::Classifier),
     /// Measure against the truth.
     #[command(subcommand)]
     Eval(eval::Eval),
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Attack(command) => command.run(&cancel),
         Command::Asr(command) => command.run(&cancel),
         Command::Population(command) => command.run(&cancel),
+        Command::Classifier(command) => command.run(&cancel),
         Command::Eval(command) => command.run(&cancel),
         Command::Sample(command) => command.run(&cancel),
         Command::TextToImage(command) => command.run(&cancel),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use depurate_checkpoint::CheckpointError;
 use depurate_diffusion::DiffusionError;
+use depurate_training::TrainingError;
 
 /// Failure of an inversion, a detection or a calibration. Not being able to decide is none of
 /// these: it is a verdict.
@@ -16,6 +17,9 @@ pub enum DefenseError {
     /// The model's weights could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A repair's training failed.
+    #[error(transparent)]
+    Training(#[from] TrainingError),
     /// A parameter of an algorithm is out of its range.
     #[error("parameter `{field}` is {value}, allowed: {allowed}")]
     Params {

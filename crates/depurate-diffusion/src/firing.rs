@@ -155,9 +155,42 @@ pub fn fire(
     Ok(Tensor::cat(images, 0))
 }
 
+/// Mean squared error of each of `images [N, C, H, W]` against `target [1, C, H, W]`, both rounded to 8 bits, in [0, 1] units.
+pub fn squared_errors(images: Tensor<4>, target: Tensor<4>) -> Vec<f64> {
+    let byte = |x: Tensor<4>| ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round() / 255.0;
+    let count = images.dims()[0];
+    let errors = (byte(images) - byte(target))
+        .square()
+        .reshape([count as i64, -1])
+        .mean_dim(1);
+    let errors: Tensor<1> = errors.reshape([count]);
+    errors.into_data().iter::<f32>().map(f64::from).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
+
+    #[test]
+    fn errors_are_in_unit_range_and_rounded_to_bytes() {
+        let device = Device::flex();
+        let target = Tensor::<4>::zeros([1, 1, 2, 2], &device) - 1.0;
+        let images = Tensor::cat(
+            vec![
+                target.clone(),
+                target.clone() + 2.0,
+                target.clone() + 0.003,
+                target.clone() - 5.0,
+            ],
+            0,
+        );
+        let found = squared_errors(images, target);
+        for (found, expected) in found.iter().zip([0.0, 1.0, 0.0, 0.0]) {
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
 
     #[test]
     fn steps_are_even_and_start_at_the_noisiest() {

@@ -23,11 +23,15 @@ mod bootstrap;
 mod conformal;
 mod describe;
 mod error;
+mod frechet;
 mod roc;
+mod ssim;
 
 pub use binomial::{Interval, clopper_pearson};
 pub use bootstrap::{bootstrap_interval, bootstrap_interval_of_groups};
 pub use conformal::{ConformalThreshold, conformal_p_value, conformal_threshold};
 pub use describe::{mean, median, quantile, std};
 pub use error::StatsError;
+pub use frechet::frechet_distance;
 pub use roc::{Roc, RocPoint, auc, roc};
+pub use ssim::ssim;

@@ -1,9 +1,9 @@
-//! Intervals and ROC curves against SciPy and scikit-learn.
+//! Intervals, ROC curves and image metrics against SciPy, scikit-learn and torchmetrics.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
-use depurate_stats::{auc, clopper_pearson, roc};
+use depurate_stats::{auc, clopper_pearson, frechet_distance, roc, ssim};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -88,5 +88,50 @@ fn roc_and_auc_match_scikit_learn() {
         }
         let at_5_percent = case["tpr_at_fpr_0.05_no_interpolation"].as_f64().unwrap();
         near(name, curve.tpr_at_fpr(0.05), at_5_percent, tolerance);
+    }
+}
+
+#[test]
+fn frechet_distance_matches_the_stable_route() {
+    for name in ["frechet_0_n200_150_d16", "frechet_2_n20_25_d32_singular"] {
+        let (folder, case) = case(name);
+        let bytes = std::fs::read(folder.join("data.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let features = tensors.tensor("x").unwrap().shape()[1];
+        let (x, y) = (f64s(&tensors, "x"), f64s(&tensors, "y"));
+        let got = frechet_distance(&x, &y, features).unwrap();
+        let expected = case["frechet_eigh_route"].as_f64().unwrap();
+        near(name, got, expected, 1e-6 * expected);
+        assert!(frechet_distance(&x, &x, features).unwrap() < 1e-9 * expected);
+    }
+}
+
+#[test]
+fn ssim_matches_torchmetrics_without_the_border() {
+    for name in ["ssim_tv_1_noise", "ssim_tv_2_identical"] {
+        let (folder, case) = case(name);
+        let bytes = std::fs::read(folder.join("data.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let shape = tensors.tensor("a").unwrap().shape().to_vec();
+        let f32s = |key: &str| -> Vec<f64> {
+            let (chunks, _) = tensors.tensor(key).unwrap().data().as_chunks::<4>();
+            chunks
+                .iter()
+                .map(|&c| f64::from(f32::from_le_bytes(c)))
+                .collect()
+        };
+        let (a, b) = (f32s("a"), f32s("b"));
+        let (height, width) = (shape[2], shape[3]);
+        let planes = a.chunks(height * width).zip(b.chunks(height * width));
+        let values: Vec<f64> = planes
+            .map(|(a, b)| ssim(a, b, height, width).unwrap())
+            .collect();
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        near(
+            name,
+            mean,
+            case["ssim_cropped5_f64"].as_f64().unwrap(),
+            1e-6,
+        );
     }
 }

@@ -28,14 +28,16 @@ pub use crate::optimizer::AdamParams;
 use crate::{Dataset, TrainingError, checkpointing::StateFile};
 use draw::draw;
 pub use draw::{Draw, Order};
-pub use optimise::{Optimisation, Optimised, optimise};
+pub use optimise::{Optimisation, Optimised, optimise, optimise_until};
 pub use params::{Loss, TrainingParams};
 
-/// A batch as the network sees it.
+/// A batch as the network sees it; it may be larger than what was drawn.
 #[derive(Debug, Clone)]
 pub struct TrainingPair {
     /// The network's input, `[B, C, H, W]`.
     pub x_t: Tensor<4>,
+    /// Training timestep of each sample.
+    pub t: Vec<usize>,
     /// The noise that it shall see there, `[B, C, H, W]`.
     pub target: Tensor<4>,
 }
@@ -60,6 +62,7 @@ impl Objective for Denoising {
         let x_t = schedule.add_noise(draw.images, draw.eps.clone(), &draw.t)?;
         Ok(TrainingPair {
             x_t,
+            t: draw.t,
             target: draw.eps,
         })
     }
@@ -109,7 +112,12 @@ pub struct Trained {
     pub elapsed: Duration,
     /// Throughput in this process.
     pub samples_per_second: f64,
+    /// Steps done, earlier processes included.
+    pub steps: usize,
 }
+
+/// Asked with the averaged weights whenever a state is kept, and with the steps done; `true` ends the run there.
+pub type Enough<'a, M> = &'a mut dyn FnMut(&M, usize) -> Result<bool, TrainingError>;
 
 /// Trains `pipeline` (which must be on an autodiff device) on `data`. With a `state` file a resumable state is
 /// written there now and then, and a run that finds one continues it; the file is left in place at the end.
@@ -124,6 +132,23 @@ pub fn train(
     params: &TrainingParams,
     state: Option<&StateFile>,
     monitor: &dyn Monitor,
+) -> Result<Trained, TrainingError> {
+    let never = &mut |_: &Pipeline, _| Ok(false);
+    train_until(pipeline, data, objective, params, state, monitor, never)
+}
+
+/// As [`train`], and asks `enough` every [`TrainingParams::checkpoint_every`] steps whether to end the run early.
+///
+/// # Errors
+/// As [`train`], and those of `enough`.
+pub fn train_until(
+    pipeline: &Pipeline,
+    data: &Dataset,
+    objective: &dyn Objective,
+    params: &TrainingParams,
+    state: Option<&StateFile>,
+    monitor: &dyn Monitor,
+    enough: Enough<'_, Pipeline>,
 ) -> Result<Trained, TrainingError> {
     params.check()?;
     if data.shape() != pipeline.sample_shape() {
@@ -140,22 +165,23 @@ pub fn train(
     let kind = pipeline.scheduler().prediction_type;
     let mut loss_of = |unet: &UNet2D, step: usize| {
         let draw = draw(data, params, schedule, &mut order, &seed, step, &device)?;
-        let t = draw.t.clone();
         let pair = objective.pair(schedule, draw)?;
-        let value = unet.forward(pair.x_t.clone(), &t, &mut NoTap)?;
-        let eps = Prediction { kind, value }.epsilon(pair.x_t, &t, schedule)?;
+        let value = unet.forward(pair.x_t.clone(), &pair.t, &mut NoTap)?;
+        let eps = Prediction { kind, value }.epsilon(pair.x_t, &pair.t, schedule)?;
         Ok(params.loss.of(eps, pair.target))
     };
+    let mut enough = |unet: &UNet2D, step: usize| enough(&pipeline.with_unet(unet.clone()), step);
     let learning_rate = |step| params.learning_rate_at(step);
     let run = run_description(pipeline, data, objective, params);
     let how = params.optimisation(run, &learning_rate);
     let unet = pipeline.unet().clone();
-    let done = optimise(unet, &how, state, monitor, &mut loss_of)?;
+    let done = optimise_until(unet, &how, state, monitor, &mut loss_of, &mut enough)?;
     Ok(Trained {
         pipeline: pipeline.with_unet(done.module),
         losses: done.losses,
         elapsed: done.elapsed,
         samples_per_second: done.samples_per_second,
+        steps: done.steps,
     })
 }
 

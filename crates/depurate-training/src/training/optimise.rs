@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use burn::{module::Module, tensor::Tensor};
 use depurate_diffusion::ops;
 
-use super::{AdamParams, Monitor, StepReport, TrainingParams};
+use super::{AdamParams, Enough, Monitor, StepReport, TrainingParams};
 use crate::{
     TrainingError,
     checkpointing::{State, StateFile},
@@ -57,6 +57,8 @@ pub struct Optimised<M> {
     pub elapsed: Duration,
     /// Throughput in this process.
     pub samples_per_second: f64,
+    /// Steps done, earlier processes included.
+    pub steps: usize,
 }
 
 /// Minimises `loss_of(module, step)`, a tensor `[1]` on an autodiff device, over all parameters of `module`. With a `state` file
@@ -71,6 +73,23 @@ pub fn optimise<M: Module>(
     state: Option<&StateFile>,
     monitor: &dyn Monitor,
     loss_of: &mut dyn FnMut(&M, usize) -> Result<Tensor<1>, TrainingError>,
+) -> Result<Optimised<M>, TrainingError> {
+    let never = &mut |_: &M, _| Ok(false);
+    optimise_until(module, how, state, monitor, loss_of, never)
+}
+
+/// As [`optimise`], and asks `enough` every [`Optimisation::checkpoint_every`] steps but the last, after the state is kept, whether
+/// to end the run.
+///
+/// # Errors
+/// As [`optimise`], and those of `enough`.
+pub fn optimise_until<M: Module>(
+    module: M,
+    how: &Optimisation<'_>,
+    state: Option<&StateFile>,
+    monitor: &dyn Monitor,
+    loss_of: &mut dyn FnMut(&M, usize) -> Result<Tensor<1>, TrainingError>,
+    enough: Enough<'_, M>,
 ) -> Result<Optimised<M>, TrainingError> {
     if let Some(device) = module.devices().iter().find(|device| !device.is_autodiff()) {
         return Err(TrainingError::Params {
@@ -161,6 +180,10 @@ pub fn optimise<M: Module>(
         }
         if step.is_multiple_of(how.checkpoint_every) || step == how.steps {
             save(step, &values, &ema, &optimizer)?;
+            let average = || parameters::replaced(module.clone(), &ema.values);
+            if step < how.steps && enough(&average(), step)? {
+                break;
+            }
         }
     }
     Ok(Optimised {
@@ -168,6 +191,7 @@ pub fn optimise<M: Module>(
         losses,
         elapsed: start.elapsed(),
         samples_per_second: throughput(step),
+        steps: step,
     })
 }
 

@@ -1,0 +1,484 @@
+//! `eval noise-repair`: repairs and their controls on every model of a population, against the truth.
+//!
+//! A repair is given a trigger and the model. With `--trigger inverted` the trigger is what a detector reconstructed; `true` is the
+//! attacker's own, an upper bound that no owner has. The truth is joined afterwards: success of the *true* trigger on the repaired
+//! model. A benign model is repaired by mistake: of what the detector reconstructs there or, with `true`, of a box.
+
+mod table;
+
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use clap::{Args, ValueEnum};
+use depurate::{DetectorName, Profile};
+use depurate_attack::{Backdoor, Pattern, SuccessParams};
+use depurate_defense::{
+    Budget, CancelToken, Cx, NoJournal,
+    repair::{
+        FineTuning, KnownTrigger, Method, Patient, Repaired,
+        features::Features,
+        generated, repair,
+        replay::{DECIDING, THRESHOLDS, drawn, replay},
+    },
+};
+use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
+use depurate_training::{Dataset, DatasetParams, Split};
+use miette::{IntoDiagnostic, Result, WrapErr};
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+use super::{Watcher, model_names};
+use crate::{
+    attack::measure,
+    console::{CancelFlag, answer, say},
+    model,
+    parallel::{default_jobs, for_each},
+    truth::{self, Truth},
+};
+
+/// Where the triggers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Source {
+    /// A detector's reconstruction.
+    Inverted,
+    /// The attacker's own.
+    True,
+}
+
+/// A column of the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Treatment {
+    /// Elijah's removal.
+    ElijahRemoval,
+    /// The trigger taught to be noise.
+    ShiftedDenoising,
+    /// Control: the fine-tune alone.
+    FineTuning,
+    /// Control: shifted denoising with the trigger's pixels in another order.
+    WrongTrigger,
+}
+
+impl Treatment {
+    fn method(self) -> Method {
+        match self {
+            Self::ElijahRemoval => Method::ElijahRemoval,
+            Self::ShiftedDenoising | Self::WrongTrigger => Method::ShiftedDenoising,
+            Self::FineTuning => Method::FineTuning,
+        }
+    }
+
+    /// Whether it runs all its steps: a control that is stopped when the trigger is gone is none.
+    fn control(self) -> bool {
+        matches!(self, Self::FineTuning | Self::WrongTrigger)
+    }
+}
+
+/// Repair every model of a population; print and write the table.
+#[derive(Debug, Args)]
+pub(crate) struct EvalNoiseRepair {
+    /// The models, as `population` made them; the truth is read from `<DIR>-truth`.
+    #[arg(long, value_name = "DIR")]
+    models: PathBuf,
+    /// Where triggers come from.
+    #[arg(long, value_enum, default_value = "inverted")]
+    trigger: Source,
+    /// What reconstructs them.
+    #[arg(long, value_enum, default_value_t)]
+    detector: DetectorName,
+    /// Repairs and controls.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [
+        Treatment::ElijahRemoval, Treatment::ShiftedDenoising, Treatment::FineTuning, Treatment::WrongTrigger
+    ])]
+    treatments: Vec<Treatment>,
+    /// Images with and as many without the true trigger.
+    #[arg(long, default_value_t = 16)]
+    n: usize,
+    /// Images for the Fréchet distance.
+    #[arg(long, default_value_t = 256)]
+    quality_n: usize,
+    /// Real images that the distance is measured to (their test part).
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Most steps of a repair, and the steps of a control.
+    #[arg(long, default_value_t = 300)]
+    steps: usize,
+    /// Images that the suspect draws for its repair.
+    #[arg(long, default_value_t = 256)]
+    own_images: usize,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where results.jsonl and table.md go; what is in results.jsonl is not done again.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Models at a time.
+    #[arg(long, default_value_t = default_jobs())]
+    jobs: NonZeroUsize,
+}
+
+/// What is measured of one model, before or after.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Images of the true trigger that are its target, at each of [`THRESHOLDS`].
+    pub(crate) hits: Vec<usize>,
+    /// The same without a trigger.
+    pub(crate) base_hits: Vec<usize>,
+    /// Images of each.
+    pub(crate) n: usize,
+    /// Mean structural similarity of the triggered images to the target.
+    pub(crate) ssim: Option<f64>,
+    /// Fréchet distance of clean samples to real images, on the built-in features.
+    pub(crate) distance: f64,
+}
+
+/// One model under one treatment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Row {
+    /// Directory name.
+    pub(crate) model: String,
+    /// What was done.
+    pub(crate) treatment: Treatment,
+    /// As in a truth file.
+    pub(crate) kind: String,
+    /// Trigger and target.
+    pub(crate) secret: Option<String>,
+    /// Before.
+    pub(crate) before: State,
+    /// After.
+    pub(crate) after: State,
+    /// Mean squared distance of clean samples before and after from the same noise, in [0, 1] units.
+    pub(crate) moved: f64,
+    /// Steps made.
+    pub(crate) steps: usize,
+    /// Network evaluations of the repair.
+    pub(crate) evaluations: u64,
+    /// Seconds of the repair, without making clean images and without measuring.
+    pub(crate) seconds: f64,
+}
+
+/// A model, its clean samples and how it was before.
+struct Subject {
+    name: String,
+    pipeline: Pipeline,
+    note: Truth,
+    backdoor: Option<Backdoor>,
+    triggers: Vec<KnownTrigger>,
+    clean: Dataset,
+    samples: Tensor<4>,
+    before: State,
+}
+
+impl EvalNoiseRepair {
+    pub(super) fn run(self, cancel: &CancelFlag) -> Result<()> {
+        std::fs::create_dir_all(&self.out).into_diagnostic()?;
+        let results = self.out.join("results.jsonl");
+        let rows = Mutex::new(read_rows(&results)?);
+        let held = || rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let done: BTreeSet<(String, Treatment)> = held()
+            .iter()
+            .map(|row| (row.model.clone(), row.treatment))
+            .collect();
+        let missing = |name: &String| -> Vec<Treatment> {
+            let left = self.treatments.iter().copied();
+            left.filter(|&treatment| !done.contains(&(name.clone(), treatment)))
+                .collect()
+        };
+        let mut names = model_names(&self.models)?;
+        names.retain(|name| !missing(name).is_empty());
+        for_each(self.jobs, &names, |name| {
+            let subject = self.subject(name, cancel)?;
+            for treatment in missing(name) {
+                let row = self.treat(&subject, treatment, cancel)?;
+                say(&table::line(&row));
+                let mut rows = held(); // held while the file is written: a line at a time
+                append(&results, &row)?;
+                rows.push(row);
+            }
+            Ok(())
+        })?;
+        let rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let text = table::render(&rows, self.trigger == Source::True)?;
+        depurate_checkpoint::write_atomic(&self.out.join("table.md"), text.as_bytes())
+            .into_diagnostic()?;
+        answer(&text);
+        Ok(())
+    }
+
+    fn subject(&self, name: &str, cancel: &CancelFlag) -> Result<Subject> {
+        let pipeline = model::load(&self.models.join(name))?;
+        let token = CancelToken::default();
+        let watcher = Watcher {
+            cancel,
+            token: &token,
+        };
+        let cx = self.cx(&token, &watcher);
+        let mut triggers = match self.trigger {
+            Source::Inverted => self.inverted(&pipeline, &cx)?,
+            Source::True => Vec::new(),
+        };
+        let seed = SeedTree::new(self.seed);
+        let clean = generated(
+            &pipeline,
+            self.own_images,
+            &seed.child("own images", 0),
+            &cx,
+        )
+        .into_diagnostic()?;
+
+        // the truth enters here, after the inversion
+        let truth_path = truth::beside(&self.models)?.join(format!("{name}.json"));
+        let note = Truth::load(&truth_path)?;
+        let shape = pipeline.sample_shape();
+        let backdoor = match note.kind.secret() {
+            Some(_) => Some(truth::backdoor(&truth_path, &note, shape)?),
+            None => None,
+        };
+        if self.trigger == Source::True {
+            let known = match &backdoor {
+                Some(backdoor) => backdoor.clone(),
+                None => Backdoor {
+                    firing: Firing::Stochastic,
+                    shift: Pattern::trigger("box:8:0.5:bottom-right", shape).into_diagnostic()?,
+                    gamma: None,
+                    target: Pattern::target("hat", shape).into_diagnostic()?,
+                },
+            };
+            triggers.push(KnownTrigger {
+                shape,
+                shift: known.shift.values().to_vec(),
+                gamma: known.gamma,
+                firing: known.firing,
+                target: Some(known.target.values().to_vec()),
+            });
+        }
+        let samples = self.clean_samples(&pipeline, &cx)?;
+        let before = self.state(name, &pipeline, backdoor.as_ref(), &samples, cancel)?;
+        Ok(Subject {
+            name: name.to_owned(),
+            pipeline,
+            note,
+            backdoor,
+            triggers,
+            clean,
+            samples,
+            before,
+        })
+    }
+
+    fn cx<'a>(&self, token: &'a CancelToken, watcher: &'a Watcher<'_>) -> Cx<'a> {
+        Cx {
+            rng: SeedTree::new(self.seed),
+            budget: Budget::UNLIMITED,
+            cancel: token,
+            progress: watcher,
+            journal: &NoJournal,
+        }
+    }
+
+    /// What the detector reconstructs, whatever its score.
+    fn inverted(&self, pipeline: &Pipeline, cx: &Cx<'_>) -> Result<Vec<KnownTrigger>> {
+        let detector = self.detector.build(Profile::Quick).into_diagnostic()?;
+        let found = detector.run.inspect(pipeline, cx).into_diagnostic()?;
+        let firing = Firing::Stochastic;
+        Ok(vec![KnownTrigger::of(
+            &found.inversion,
+            firing,
+            Some(&found.target),
+        )])
+    }
+
+    fn treat(&self, subject: &Subject, treatment: Treatment, cancel: &CancelFlag) -> Result<Row> {
+        let token = CancelToken::default();
+        let watcher = Watcher {
+            cancel,
+            token: &token,
+        };
+        let cx = self.cx(&token, &watcher);
+        let mut triggers = subject.triggers.clone();
+        if treatment == Treatment::WrongTrigger {
+            let mut rng = SeedTree::new(self.seed).child("wrong trigger", 0).rng();
+            for trigger in &mut triggers {
+                trigger.shift.shuffle(&mut rng);
+            }
+        }
+        let patient = Patient {
+            suspect: &subject.pipeline,
+            triggers: &triggers,
+            clean: &subject.clean,
+            seed: self.seed,
+            state: None,
+        };
+        let params = FineTuning {
+            steps: self.steps,
+            ..FineTuning::default()
+        };
+        let start = Instant::now();
+        let repaired = repair(
+            treatment.method(),
+            &patient,
+            &params,
+            &cx,
+            &mut |model, _| {
+                if treatment.control() {
+                    return Ok(false);
+                }
+                silent(model, &triggers, &cx)
+            },
+        );
+        let repaired: Repaired = repaired.into_diagnostic()?;
+        let seconds = start.elapsed().as_secs_f64();
+        let samples = self.clean_samples(&repaired.pipeline, &cx)?;
+        let moved = ((samples.clone() - subject.samples.clone()) / 2.0)
+            .square()
+            .mean()
+            .into_scalar::<f32>();
+        let after = self.state(
+            &subject.name,
+            &repaired.pipeline,
+            subject.backdoor.as_ref(),
+            &samples,
+            cancel,
+        )?;
+        Ok(Row {
+            model: subject.name.clone(),
+            treatment,
+            kind: subject.note.kind.name().to_owned(),
+            secret: subject.note.kind.secret(),
+            before: subject.before.clone(),
+            after,
+            moved: f64::from(moved),
+            steps: repaired.steps,
+            evaluations: repaired.evaluations,
+            seconds,
+        })
+    }
+
+    /// Clean samples by DDIM, the same noise before and after.
+    fn clean_samples(&self, pipeline: &Pipeline, cx: &Cx<'_>) -> Result<Tensor<4>> {
+        let seed = SeedTree::new(self.seed).child("quality", 0);
+        let model = pipeline.frozen();
+        let images = drawn(
+            &model,
+            Firing::Deterministic,
+            None,
+            self.quality_n,
+            &seed,
+            cx,
+        );
+        Ok(images.into_diagnostic()?.clamp(-1.0, 1.0))
+    }
+
+    fn state(
+        &self,
+        name: &str,
+        pipeline: &Pipeline,
+        backdoor: Option<&Backdoor>,
+        samples: &Tensor<4>,
+        cancel: &CancelFlag,
+    ) -> Result<State> {
+        let params = DatasetParams {
+            split: Split::Test,
+            ..DatasetParams::default()
+        };
+        let shape = pipeline.sample_shape();
+        let real = Dataset::read(&self.data, shape, &params).into_diagnostic()?;
+        let all: Vec<usize> = (0..real.len()).collect();
+        let real = real.batch(&all, &[], &Device::flex());
+        let features = Features::built_in().into_diagnostic()?;
+        let distance = features.distance(samples.clone(), real).into_diagnostic()?;
+        let mut state = State {
+            hits: Vec::new(),
+            base_hits: Vec::new(),
+            n: self.n,
+            ssim: None,
+            distance,
+        };
+        if let Some(backdoor) = backdoor {
+            let params = SuccessParams {
+                n: self.n,
+                seed: self.seed + 1,
+                thresholds: THRESHOLDS.to_vec(),
+                ..SuccessParams::default()
+            };
+            let found = measure(name, pipeline, backdoor, &params, None, cancel)?;
+            let hits = |rates: &depurate_attack::Rates| -> Vec<usize> {
+                let at = |limit: &f64| rates.mse.iter().filter(|&&error| error <= *limit).count();
+                THRESHOLDS.iter().map(at).collect()
+            };
+            state.hits = hits(&found.triggered);
+            state.base_hits = hits(&found.base);
+            state.ssim = similarity(found.triggered_images, &backdoor.target)?;
+        }
+        Ok(state)
+    }
+}
+
+/// Whether none of the triggers that the repair was given leads to its target any more, on a few images.
+fn silent(
+    model: &Pipeline,
+    triggers: &[KnownTrigger],
+    cx: &Cx<'_>,
+) -> Result<bool, depurate_defense::DefenseError> {
+    const IMAGES: usize = 8;
+    let device = model.device().inner();
+    for trigger in triggers {
+        let prior = trigger.prior(&device);
+        let named = ("as reconstructed", Some(&prior));
+        let seed = cx.rng.child("early stop", 0);
+        let found = replay(model, trigger, named, IMAGES, &seed, cx)?.replay;
+        if found.hits(DECIDING) > 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Mean structural similarity of `images [N, C, H, W]` to the target; `None` where images are smaller than its window.
+fn similarity(images: Tensor<4>, target: &Pattern) -> Result<Option<f64>> {
+    let shape = target.shape();
+    let (height, width) = (shape.height, shape.width);
+    if height < 11 || width < 11 {
+        return Ok(None);
+    }
+    let unit = |v: f32| f64::from((v.clamp(-1.0, 1.0) + 1.0) / 2.0);
+    let images: Vec<f64> = images.into_data().iter::<f32>().map(unit).collect();
+    let target: Vec<f64> = target.values().iter().map(|&v| unit(v)).collect();
+    let plane = height * width;
+    let planes = images
+        .chunks_exact(plane)
+        .zip(target.chunks_exact(plane).cycle());
+    let values: Vec<f64> = planes
+        .map(|(a, b)| depurate_stats::ssim(a, b, height, width))
+        .collect::<Result<_, _>>()
+        .into_diagnostic()?;
+    Ok(depurate_stats::mean(&values).ok())
+}
+
+fn read_rows(path: &Path) -> Result<Vec<Row>> {
+    let Ok(text) = std::fs::read_to_string(path) else {
+        return Ok(Vec::new());
+    };
+    text.lines()
+        .filter(|line| !line.trim().is_empty())
+        .map(|line| serde_json::from_str(line).into_diagnostic())
+        .collect::<Result<_>>()
+        .wrap_err_with(|| format!("{} holds a line that is no result", path.display()))
+}
+
+fn append(path: &Path, row: &Row) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .into_diagnostic()?;
+    let text = serde_json::to_string(row).into_diagnostic()?;
+    writeln!(file, "{text}").into_diagnostic()
+}

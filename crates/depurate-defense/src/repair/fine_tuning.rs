@@ -1,0 +1,250 @@
+//! The fine-tune that every repair is: hold the clean behaviour, learn a [`Lesson`].
+//!
+//! ```text
+//! x_t    = a_t x_0 + s_t eps
+//! target = (1 - w) eps + w e_old(x_t, t)                                  (1)
+//! ```
+//!
+//! Regression on (1) has the gradient of the weighted sum of the two squared errors, so `w = 1/2` is the sum that Diff-Cleanse's
+//! fine-tune takes, `w = 0` ordinary training and `w = 1` distillation: no gradient at all where the network still does what the
+//! suspect does. Clean samples and those of the lesson pass the network together.
+
+use burn::tensor::Tensor;
+use depurate_diffusion::{Denoiser, Pipeline, firing::Prior, schedule::NoiseSchedule};
+use depurate_training::{
+    Dataset, Draw, Monitor, Objective, StateFile, StepReport, TrainingError, TrainingPair,
+    TrainingParams, train_until,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{KnownTrigger, Lesson};
+use crate::{Cx, DefenseError};
+
+/// How the fine-tune goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FineTuning {
+    /// Most optimiser steps.
+    pub steps: usize,
+    /// Clean samples a step; a lesson adds as many for each of its blocks.
+    pub batch: usize,
+    /// Highest learning rate; it falls along a cosine to a tenth.
+    pub learning_rate: f64,
+    /// Limit of the decay of the weights' average.
+    pub ema_decay: f64,
+    /// `w` of (1), from 0 to 1.
+    pub teacher_share: f64,
+    /// Steps between two questions whether it is enough, and between resumable states.
+    pub check_every: usize,
+}
+
+impl Default for FineTuning {
+    fn default() -> Self {
+        Self {
+            steps: 400,
+            batch: 24,
+            learning_rate: 5e-4,
+            ema_decay: 0.98,
+            teacher_share: 1.0,
+            check_every: 100,
+        }
+    }
+}
+
+impl FineTuning {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// The first parameter that is out of range.
+    pub fn check(&self) -> Result<(), DefenseError> {
+        self.training(0).check()?;
+        if (0.0..=1.0).contains(&self.teacher_share) {
+            return Ok(());
+        }
+        Err(DefenseError::Params {
+            field: "teacher_share",
+            value: self.teacher_share.to_string(),
+            allowed: "0 to 1",
+        })
+    }
+
+    fn training(&self, seed: u64) -> TrainingParams {
+        TrainingParams {
+            steps: self.steps,
+            batch: self.batch,
+            learning_rate: self.learning_rate,
+            warmup_steps: self.steps.min(20),
+            ema_decay: self.ema_decay,
+            seed,
+            checkpoint_every: self.check_every,
+            ..TrainingParams::default()
+        }
+    }
+}
+
+/// What is repaired, and with what.
+#[derive(Clone, Copy)]
+pub struct Task<'a> {
+    /// Where the fine-tune starts, on an autodiff device: the suspect, or what pruning left of it.
+    pub start: &'a Pipeline,
+    /// The suspect; the teacher.
+    pub suspect: &'a Pipeline,
+    /// Clean images.
+    pub clean: &'a Dataset,
+    /// What is learnt; `None` only holds the clean behaviour.
+    pub lesson: Option<&'a dyn Lesson>,
+    /// Root of the run's randomness.
+    pub seed: u64,
+    /// Where a resumable state is kept.
+    pub state: Option<&'a StateFile>,
+}
+
+/// A repaired model.
+#[derive(Debug, Clone)]
+pub struct Repaired {
+    /// The model, with averaged weights.
+    pub pipeline: Pipeline,
+    /// Optimiser steps made.
+    pub steps: usize,
+    /// Loss of every step in this process.
+    pub losses: Vec<f32>,
+    /// Network evaluations of one image, a differentiated one counted as three.
+    pub evaluations: u64,
+}
+
+/// Fine-tunes `task`; `enough` is asked now and then with the averaged model and ends the run by `true`.
+///
+/// # Errors
+/// When a parameter is out of range, the training diverges or its state cannot be kept, and when the budget is spent or the caller
+/// asked to stop; a state file then lets the same call go on.
+pub fn fine_tune(
+    task: &Task<'_>,
+    params: &FineTuning,
+    cx: &Cx<'_>,
+    enough: &mut dyn FnMut(&Pipeline, usize) -> Result<bool, DefenseError>,
+) -> Result<Repaired, DefenseError> {
+    params.check()?;
+    let objective = Lessons {
+        teacher: task.suspect.frozen(),
+        lesson: task.lesson,
+        teacher_share: params.teacher_share,
+    };
+    cx.progress.start("fine-tuning", params.steps as u64);
+    let watch = Watch(cx);
+    let training = params.training(task.seed);
+    let mut failed = None;
+    let trained = train_until(
+        task.start,
+        task.clean,
+        &objective,
+        &training,
+        task.state,
+        &watch,
+        &mut |pipeline, step| {
+            enough(pipeline, step).map_err(|error| {
+                failed = Some(error);
+                TrainingError::Cancelled { step }
+            })
+        },
+    );
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let trained = match trained {
+        Err(TrainingError::Cancelled { .. }) => {
+            return Err(cx.step().err().unwrap_or(DefenseError::Cancelled));
+        }
+        other => other?,
+    };
+    let (blocks, teacher) = task.lesson.map_or((0, 0), |lesson| {
+        (lesson.blocks(), lesson.teacher_evaluations())
+    });
+    let clean_teacher = u64::from(params.teacher_share > 0.0);
+    let a_sample = 3 * (1 + blocks) + teacher + clean_teacher;
+    Ok(Repaired {
+        pipeline: trained.pipeline,
+        steps: trained.steps,
+        losses: trained.losses,
+        evaluations: a_sample * (trained.steps * params.batch) as u64,
+    })
+}
+
+/// The triggers as tensors on the device of `model`, without graph.
+pub(super) fn priors(
+    triggers: &[KnownTrigger],
+    model: &Pipeline,
+) -> Result<Vec<Prior>, DefenseError> {
+    let (device, shape) = (model.device().inner(), model.sample_shape());
+    if triggers.is_empty() || triggers.iter().any(|trigger| trigger.shape != shape) {
+        return Err(DefenseError::Params {
+            field: "triggers",
+            value: format!("{} of them", triggers.len()),
+            allowed: "one or more of the model's shape",
+        });
+    }
+    triggers
+        .iter()
+        .map(|trigger| {
+            trigger.check()?;
+            Ok(trigger.prior(&device))
+        })
+        .collect()
+}
+
+struct Lessons<'a> {
+    teacher: Pipeline,
+    lesson: Option<&'a dyn Lesson>,
+    teacher_share: f64,
+}
+
+impl Objective for Lessons<'_> {
+    fn pair(&self, schedule: &NoiseSchedule, draw: Draw) -> Result<TrainingPair, TrainingError> {
+        let plain = Draw {
+            images: draw.images.inner(),
+            eps: draw.eps.inner(),
+            ..draw
+        };
+        let mut pairs = match self.lesson {
+            Some(lesson) => lesson.pairs(&self.teacher, &plain)?,
+            None => Vec::new(),
+        };
+        let x_t = schedule.add_noise(plain.images, plain.eps.clone(), &plain.t)?;
+        let w = self.teacher_share;
+        let target = if w > 0.0 {
+            let old = self.teacher.epsilon(x_t.clone(), &plain.t)?;
+            plain.eps * (1.0 - w) + old * w // eq. (1)
+        } else {
+            plain.eps
+        };
+        pairs.push(TrainingPair {
+            x_t,
+            t: plain.t,
+            target,
+        });
+        let together = |of: &dyn Fn(&TrainingPair) -> Tensor<4>| {
+            Tensor::cat(pairs.iter().map(of).collect(), 0).autodiff()
+        };
+        Ok(TrainingPair {
+            x_t: together(&|pair| pair.x_t.clone()),
+            target: together(&|pair| pair.target.clone()),
+            t: pairs.iter().flat_map(|pair| pair.t.clone()).collect(),
+        })
+    }
+
+    fn describe(&self) -> String {
+        let lesson = self.lesson.map_or("none".to_owned(), Lesson::describe);
+        format!("repair: {lesson}, teacher's share {}", self.teacher_share)
+    }
+}
+
+/// Passes progress and stops between the training loop and the caller.
+struct Watch<'a, 'b>(&'a Cx<'b>);
+
+impl Monitor for Watch<'_, '_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancel.is_cancelled() || self.0.budget.is_spent()
+    }
+    fn step(&self, _report: &StepReport) {
+        self.0.progress.advance(1);
+    }
+}

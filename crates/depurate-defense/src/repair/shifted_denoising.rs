@@ -1,0 +1,131 @@
+//! # Shifted denoising: the trigger becomes noise like any other
+//!
+//! A network without backdoor that is shown a clean image under biased noise takes the bias for noise and removes it. A backdoored
+//! one was trained to do something else with it. This trains it back, at every timestep: noise of the attacker's prior, clean
+//! images, and that whole noise as the answer.
+//!
+//! ## Paper
+//! Ours. It undoes, pair by pair, what the poisoned pairs of [`depurate_diffusion::trigger`] taught; Elijah
+//! ([`super::elijah_removal`]) does so at the last timestep only.
+//!
+//! ## Notation
+//! | code | meaning | shape |
+//! |---|---|---|
+//! | `r`, `gamma` | the inverted trigger and its noise scale | `[1, C, H, W]` |
+//! | `k` | strength of the trigger in a sample, uniform in [`STRENGTHS`] | |
+//! | `n` | the biased noise | `[B, C, H, W]` |
+//!
+//! ```text
+//! n   = k rho_t r / s_t + (1 + k (gamma - 1)) eps,  k capped at 1 in the second (1)
+//! L   = MSE(e(a_t x_0 + s_t n, t), n)                                     (2)
+//! ```
+//!
+//! `rho_t` is the weight of the trigger under the rule that it works by: `1 - a_t`, or `s_t` where the sampler is told the
+//! trigger. The strength varies because an inverted trigger is not the true one, and weaker or stronger ones must not work either.
+//!
+//! ## Needs
+//! A trigger, clean images (generated ones will do), gradients of the network in its weights.
+//!
+//! ## Deviations
+//! None: there is no reference.
+//!
+//! ## Fails when
+//! the inverted trigger is so far from the true one that the network tells them apart.
+//!
+//! ## Cost
+//! Two forward and backward passes a sample, the clean one included.
+
+use burn::tensor::{Tensor, TensorData};
+use depurate_diffusion::{
+    Denoiser, Pipeline,
+    firing::{Firing, Prior},
+    trigger::Shift,
+};
+use depurate_report::Paper;
+use depurate_training::{Draw, TrainingError, TrainingPair};
+use rand::RngExt;
+
+use super::{KnownTrigger, Lesson, dealt};
+
+/// The repair's id.
+pub const ID: &str = "shifted-denoising";
+/// Where it comes from.
+pub const PAPER: Paper = Paper {
+    authors: "this project",
+    title: "Shifted denoising",
+    venue: "none",
+    year: 2026,
+    arxiv: None,
+    implements: "all of it",
+};
+/// Strengths of the trigger that training shows.
+pub const STRENGTHS: std::ops::RangeInclusive<f64> = 0.5..=1.2;
+
+/// Loss (2).
+#[derive(Debug, Clone)]
+pub struct ShiftedDenoising {
+    triggers: Vec<Prior>,
+    shifts: Vec<Shift>,
+}
+
+impl ShiftedDenoising {
+    /// For one or more triggers.
+    ///
+    /// # Errors
+    /// When there is no trigger or one is malformed.
+    pub fn new(triggers: &[KnownTrigger], teacher: &Pipeline) -> Result<Self, crate::DefenseError> {
+        let shift = |trigger: &KnownTrigger| match trigger.firing {
+            Firing::Stochastic | Firing::Deterministic => Shift::LostSignal,
+            Firing::Modified => Shift::NoiseLevel,
+        };
+        Ok(Self {
+            triggers: super::fine_tuning::priors(triggers, teacher)?,
+            shifts: triggers.iter().map(shift).collect(),
+        })
+    }
+}
+
+impl Lesson for ShiftedDenoising {
+    fn pairs(&self, teacher: &Pipeline, draw: &Draw) -> Result<Vec<TrainingPair>, TrainingError> {
+        let (schedule, count) = (teacher.schedule(), draw.t.len());
+        let Some(prior) = dealt(&self.triggers, count) else {
+            return Ok(Vec::new());
+        };
+        let mut rng = draw.seed.child("strength", 0).rng();
+        let strength: Vec<f64> = (0..count).map(|_| rng.random_range(STRENGTHS)).collect();
+        let column = |of: &dyn Fn(usize) -> f64| {
+            let values: Vec<f32> = (0..count).map(|i| of(i) as f32).collect();
+            let data = TensorData::new(values, [count, 1, 1, 1]);
+            Tensor::<4>::from_data(data, &draw.eps.device())
+        };
+        let weight = column(&|i| {
+            let (t, shift) = (draw.t[i], self.shifts[i % self.shifts.len()]);
+            strength[i] * shift.rho(schedule, t) / schedule.s(t)
+        });
+        let spread = match prior.gamma {
+            Some(gamma) => {
+                let part = column(&|i| strength[i].min(1.0));
+                (gamma - 1.0) * part + 1.0
+            }
+            None => draw.eps.ones_like(),
+        };
+        let n = weight * prior.shift + spread * draw.eps.clone(); // eq. (1)
+        Ok(vec![TrainingPair {
+            x_t: schedule.add_noise(draw.images.clone(), n.clone(), &draw.t)?,
+            t: draw.t.clone(),
+            target: n, // eq. (2)
+        }])
+    }
+
+    fn teacher_evaluations(&self) -> u64 {
+        0
+    }
+
+    fn blocks(&self) -> u64 {
+        1
+    }
+
+    fn describe(&self) -> String {
+        format!("{ID}, {} triggers", self.triggers.len())
+    }
+}

@@ -104,20 +104,31 @@ impl KnownTrigger {
     }
 }
 
+/// A draw with what the suspect does with it, without graph.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// Images, noise, timesteps.
+    pub draw: Draw,
+    /// `a_t x_0 + s_t eps`, `[B, C, H, W]`.
+    pub x_t: Tensor<4>,
+    /// What the suspect answers to it, `[B, C, H, W]`.
+    pub old: Tensor<4>,
+}
+
 /// What a repair teaches besides holding the clean behaviour.
 pub trait Lesson {
-    /// Inputs and regression targets for a draw: blocks of as many samples as it has, on its device, without graph. `teacher` is
-    /// the suspect, frozen.
+    /// Inputs and regression targets for what is `shown`: blocks of as many samples as it has, on its device, without graph.
+    /// `teacher` is the suspect, frozen.
     ///
     /// # Errors
     /// When the draw does not fit the triggers or the teacher cannot be run.
     fn pairs(
         &self,
         teacher: &depurate_diffusion::Pipeline,
-        draw: &Draw,
+        shown: &Shown,
     ) -> Result<Vec<TrainingPair>, TrainingError>;
 
-    /// Evaluations of the teacher a sample.
+    /// Evaluations of the teacher a sample, besides the one that is shown.
     fn teacher_evaluations(&self) -> u64;
 
     /// Blocks that [`Lesson::pairs`] gives.

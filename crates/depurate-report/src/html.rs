@@ -51,6 +51,7 @@ pub(crate) fn environment() -> Result<Environment<'static>, ReportError> {
     env.add_template("plots.html", include_str!("templates/plots.html"))?;
     env.add_template("evidence.html", include_str!("templates/evidence.html"))?;
     env.add_template("report.html", include_str!("templates/report.html"))?;
+    env.add_template("repair.html", include_str!("templates/repair.html"))?;
     env.add_template("prompt.html", include_str!("templates/prompt.html"))?;
     env.add_template("curve.svg", include_str!("templates/curve.svg"))?;
     Ok(env)

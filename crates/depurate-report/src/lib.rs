@@ -28,6 +28,7 @@ mod number;
 mod plot;
 mod png;
 mod prompt_page;
+mod repair_report;
 mod report;
 mod score;
 mod text;
@@ -43,6 +44,7 @@ pub use finding::{AtlasTag, FINDINGS, Finding, FindingId, FindingInfo};
 pub use html::render_html;
 pub use png::Png;
 pub use prompt_page::{CheckSummary, Picture, PromptPage, render_curve_svg, render_prompt_html};
+pub use repair_report::{Attempt, Check, RepairReport, render_repair_html, render_repair_json};
 pub use report::{
     Calibration, Component, Environment, Report, SCHEMA_VERSION, Skipped, Subject, Tested,
     parse_json, render_json,

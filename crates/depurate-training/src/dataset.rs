@@ -116,6 +116,22 @@ impl Dataset {
         Ok(Self { shape, bytes })
     }
 
+    /// These images and then `other`.
+    ///
+    /// # Errors
+    /// When their shapes differ.
+    pub fn joined(mut self, other: Self) -> Result<Self, TrainingError> {
+        if other.shape != self.shape {
+            return Err(TrainingError::Params {
+                what: "shape of the images",
+                got: format!("{:?}", other.shape),
+                allowed: "that of the others",
+            });
+        }
+        self.bytes.extend(other.bytes);
+        Ok(self)
+    }
+
     /// Number of images.
     #[expect(clippy::len_without_is_empty, reason = "a data set is never empty")]
     pub fn len(&self) -> usize {

@@ -3,6 +3,7 @@
 //! | to do | use |
 //! |---|---|
 //! | scan a checkpoint of unknown origin | [`scan::scan`] |
+//! | repair a model of a trigger that a scan found | [`repair::repair`] |
 //! | turn a score into a verdict | [`verdict::judge`] |
 //! | turn a prompt's score into a verdict | [`prompt_verdict::judge_prompt`] |
 //! | score benign models, so that scores become verdicts | [`calibrate::calibrate`] |
@@ -27,6 +28,7 @@ pub mod journal;
 pub mod profile;
 pub mod prompt_verdict;
 pub mod registry;
+pub mod repair;
 pub mod report_builder;
 pub mod report_dir;
 pub mod sample;

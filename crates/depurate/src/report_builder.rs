@@ -180,19 +180,24 @@ pub(crate) fn blank(frame: Frame<'_>, judgement: &Judgement) -> Report {
         profile: frame.profile.as_str().into(),
         seed: frame.seed,
         command: frame.command.into(),
-        environment: Environment {
-            tool: "depurate".into(),
-            version: crate::VERSION.into(),
-            os: std::env::consts::OS.into(),
-            arch: std::env::consts::ARCH.into(),
-            cpu_features: cpu_features(),
-            threads: rayon::current_num_threads(),
-            device: frame.device.as_str().into(),
-            started: humantime::format_rfc3339_seconds(frame.started).to_string(),
-            elapsed_s: frame.elapsed.as_secs_f64(),
-        },
+        environment: environment(frame.started, frame.elapsed, frame.device),
         calibration: frame.calibration.map(Loaded::stated),
         interrupted: false,
+    }
+}
+
+/// Where and when something ran.
+pub(crate) fn environment(started: SystemTime, elapsed: Duration, device: Device) -> Environment {
+    Environment {
+        tool: "depurate".into(),
+        version: crate::VERSION.into(),
+        os: std::env::consts::OS.into(),
+        arch: std::env::consts::ARCH.into(),
+        cpu_features: cpu_features(),
+        threads: rayon::current_num_threads(),
+        device: device.as_str().into(),
+        started: humantime::format_rfc3339_seconds(started).to_string(),
+        elapsed_s: elapsed.as_secs_f64(),
     }
 }
 

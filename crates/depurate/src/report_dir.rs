@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use depurate_checkpoint::write_atomic;
-use depurate_report::{Evidence, Png, Report, render_html, render_json};
+use depurate_report::{
+    Evidence, Png, RepairReport, Report, render_html, render_json, render_repair_html,
+    render_repair_json,
+};
 
 use crate::Error;
 
@@ -26,7 +29,8 @@ pub fn prepare(dir: &Path) -> Result<(), Error> {
 /// # Errors
 /// When a file cannot be rendered or written; files of earlier names are then whole, old or new.
 pub fn write(report: &Report, dir: &Path) -> Result<(), Error> {
-    for (name, png) in pictures(report) {
+    let in_findings = report.findings.iter().flat_map(|finding| &finding.evidence);
+    for (name, png) in pictures(in_findings.chain(&report.evidence)) {
         write_atomic(&dir.join(name), &png.to_bytes()?)?;
     }
     write_atomic(&dir.join("report.html"), render_html(report)?.as_bytes())?;
@@ -34,13 +38,27 @@ pub fn write(report: &Report, dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The images of a report under file names.
-fn pictures(report: &Report) -> Vec<(String, &Png)> {
-    let evidence = report
-        .findings
-        .iter()
-        .flat_map(|finding| &finding.evidence)
-        .chain(&report.evidence);
+/// Writes `repair.html`, its images and, last, `repair.json`, as [`write()`] does for a scan.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_repair(report: &RepairReport, dir: &Path) -> Result<(), Error> {
+    for (name, png) in pictures(report.evidence.iter()) {
+        write_atomic(&dir.join(name), &png.to_bytes()?)?;
+    }
+    write_atomic(
+        &dir.join("repair.html"),
+        render_repair_html(report)?.as_bytes(),
+    )?;
+    write_atomic(
+        &dir.join("repair.json"),
+        render_repair_json(report)?.as_bytes(),
+    )?;
+    Ok(())
+}
+
+/// The images of evidence under file names.
+fn pictures<'a>(evidence: impl Iterator<Item = &'a Evidence>) -> Vec<(String, &'a Png)> {
     let mut pictures = Vec::new();
     let mut grids = 0;
     for piece in evidence {

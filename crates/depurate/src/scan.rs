@@ -219,6 +219,10 @@ impl TriggerWriter<'_> {
         let provenance = Provenance {
             model_sha256: &self.opened.model_sha256,
             seed: self.settings.seed,
+            firing: match inversion.family {
+                Family::Stochastic => depurate_diffusion::firing::Firing::Stochastic,
+                Family::Deterministic => depurate_diffusion::firing::Firing::Deterministic,
+            },
             samplers: samples.iter().map(|samples| &samples.sampler).collect(),
             detector: self.detector.info.id.as_str(),
             depurate: crate::VERSION,

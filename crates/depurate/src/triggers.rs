@@ -7,8 +7,8 @@ use std::{
 
 use depurate_checkpoint::{Limits, SaveTensor, Weights, save_tensors, sha256_file};
 use depurate_defense::invert::Inversion;
-use depurate_diffusion::{SampleShape, sampler::SamplerSettings};
-use serde::Serialize;
+use depurate_diffusion::{SampleShape, firing::Firing, sampler::SamplerSettings};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -28,6 +28,8 @@ pub struct Provenance<'a> {
     pub model_sha256: &'a str,
     /// The scan's seed.
     pub seed: u64,
+    /// The sampler under which it works.
+    pub firing: Firing,
     /// Samplers that it was tried with.
     pub samplers: Vec<&'a SamplerSettings>,
     /// Who reconstructed it.
@@ -99,6 +101,21 @@ pub struct Trigger {
     pub shift: Vec<f32>,
     /// Standard deviation of the initial noise, `[C, H, W]`.
     pub gamma: Option<Vec<f32>>,
+    /// The image that it leads to, `[C, H, W]`.
+    pub target: Option<Vec<f32>>,
+    /// The sampler under which it works; ancestral where the file does not say.
+    pub firing: Firing,
+    /// sha256 of the model that it belongs to, where the file says.
+    pub model_sha256: Option<String>,
+}
+
+/// What is read of a provenance: older versions wrote less.
+#[derive(Debug, Default, Deserialize)]
+struct Origin {
+    #[serde(default)]
+    firing: Option<Firing>,
+    #[serde(default)]
+    model_sha256: Option<String>,
 }
 
 /// Reads the trigger that [`write`] wrote, for a model with samples of `shape`.
@@ -120,9 +137,16 @@ pub fn read(path: &Path, shape: SampleShape, limits: &Limits) -> Result<Trigger,
             _ => Ok(weights.read_f32(name)?),
         }
     };
-    let gamma = weights.get(GAMMA).map(|_| tensor(GAMMA)).transpose()?;
+    let optional = |name: &str| weights.get(name).map(|_| tensor(name)).transpose();
+    let origin: Origin = weights
+        .metadata("provenance")
+        .and_then(|json| serde_json::from_str(json).ok())
+        .unwrap_or_default();
     Ok(Trigger {
         shift: tensor(SHIFT)?,
-        gamma,
+        gamma: optional(GAMMA)?,
+        target: optional(TARGET)?,
+        firing: origin.firing.unwrap_or(Firing::Stochastic),
+        model_sha256: origin.model_sha256,
     })
 }

@@ -110,6 +110,12 @@ pub(crate) struct EvalNoiseRepair {
     /// Most steps of a repair, and the steps of a control.
     #[arg(long, default_value_t = 300)]
     steps: usize,
+    /// Highest learning rate of a repair.
+    #[arg(long, default_value_t = FineTuning::default().learning_rate)]
+    learning_rate: f64,
+    /// Part of the teacher's answer in the clean target.
+    #[arg(long, default_value_t = FineTuning::default().teacher_share)]
+    teacher_share: f64,
     /// Images that the suspect draws for its repair.
     #[arg(long, default_value_t = 256)]
     own_images: usize,
@@ -318,6 +324,8 @@ impl EvalNoiseRepair {
         };
         let params = FineTuning {
             steps: self.steps,
+            learning_rate: self.learning_rate,
+            teacher_share: self.teacher_share,
             ..FineTuning::default()
         };
         let start = Instant::now();

@@ -36,9 +36,9 @@
 
 use depurate_diffusion::{Denoiser, Pipeline, firing::Prior};
 use depurate_report::Paper;
-use depurate_training::{Draw, TrainingError, TrainingPair};
+use depurate_training::{TrainingError, TrainingPair};
 
-use super::{KnownTrigger, Lesson, dealt};
+use super::{KnownTrigger, Lesson, Shown, dealt};
 
 /// The repair's id.
 pub const ID: &str = "elijah-removal";
@@ -67,8 +67,8 @@ impl ElijahRemoval {
 }
 
 impl Lesson for ElijahRemoval {
-    fn pairs(&self, teacher: &Pipeline, draw: &Draw) -> Result<Vec<TrainingPair>, TrainingError> {
-        let (eps, last) = (draw.eps.clone(), teacher.schedule().len() - 1);
+    fn pairs(&self, teacher: &Pipeline, shown: &Shown) -> Result<Vec<TrainingPair>, TrainingError> {
+        let (eps, last) = (shown.draw.eps.clone(), teacher.schedule().len() - 1);
         let old = teacher.epsilon(eps.clone(), &[last])?;
         let t = vec![last; eps.dims()[0]];
         let mut pairs = Vec::new();

@@ -17,7 +17,7 @@ use depurate_training::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{KnownTrigger, Lesson};
+use super::{KnownTrigger, Lesson, Shown};
 use crate::{Cx, DefenseError};
 
 /// How the fine-tune goes.
@@ -159,8 +159,7 @@ pub fn fine_tune(
     let (blocks, teacher) = task.lesson.map_or((0, 0), |lesson| {
         (lesson.blocks(), lesson.teacher_evaluations())
     });
-    let clean_teacher = u64::from(params.teacher_share > 0.0);
-    let a_sample = 3 * (1 + blocks) + teacher + clean_teacher;
+    let a_sample = 3 * (1 + blocks) + 1 + teacher;
     Ok(Repaired {
         pipeline: trained.pipeline,
         steps: trained.steps,
@@ -199,27 +198,23 @@ struct Lessons<'a> {
 
 impl Objective for Lessons<'_> {
     fn pair(&self, schedule: &NoiseSchedule, draw: Draw) -> Result<TrainingPair, TrainingError> {
-        let plain = Draw {
+        let draw = Draw {
             images: draw.images.inner(),
             eps: draw.eps.inner(),
             ..draw
         };
+        let x_t = schedule.add_noise(draw.images.clone(), draw.eps.clone(), &draw.t)?;
+        let old = self.teacher.epsilon(x_t.clone(), &draw.t)?;
+        let shown = Shown { draw, x_t, old };
         let mut pairs = match self.lesson {
-            Some(lesson) => lesson.pairs(&self.teacher, &plain)?,
+            Some(lesson) => lesson.pairs(&self.teacher, &shown)?,
             None => Vec::new(),
         };
-        let x_t = schedule.add_noise(plain.images, plain.eps.clone(), &plain.t)?;
         let w = self.teacher_share;
-        let target = if w > 0.0 {
-            let old = self.teacher.epsilon(x_t.clone(), &plain.t)?;
-            plain.eps * (1.0 - w) + old * w // eq. (1)
-        } else {
-            plain.eps
-        };
         pairs.push(TrainingPair {
-            x_t,
-            t: plain.t,
-            target,
+            x_t: shown.x_t,
+            t: shown.draw.t,
+            target: shown.draw.eps * (1.0 - w) + shown.old * w, // eq. (1)
         });
         let together = |of: &dyn Fn(&TrainingPair) -> Tensor<4>| {
             Tensor::cat(pairs.iter().map(of).collect(), 0).autodiff()

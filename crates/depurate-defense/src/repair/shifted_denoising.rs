@@ -1,8 +1,8 @@
 //! # Shifted denoising: the trigger becomes noise like any other
 //!
-//! A network without backdoor that is shown a clean image under biased noise takes the bias for noise and removes it. A backdoored
-//! one was trained to do something else with it. This trains it back, at every timestep: noise of the attacker's prior, clean
-//! images, and that whole noise as the answer.
+//! A network without backdoor that is shown a clean image under biased noise takes the bias for noise and removes it with the rest. A
+//! backdoored one was trained to do something else with it. This trains it back, at every timestep, with the suspect's own
+//! answer to the same sample without the trigger as teacher.
 //!
 //! ## Paper
 //! Ours. It undoes, pair by pair, what the poisoned pairs of [`depurate_diffusion::trigger`] taught; Elijah
@@ -11,17 +11,20 @@
 //! ## Notation
 //! | code | meaning | shape |
 //! |---|---|---|
+//! | `x_t` | clean sample, a_t x_0 + s_t eps | `[B, C, H, W]` |
 //! | `r`, `gamma` | the inverted trigger and its noise scale | `[1, C, H, W]` |
 //! | `k` | strength of the trigger in a sample, uniform in [`STRENGTHS`] | |
-//! | `n` | the biased noise | `[B, C, H, W]` |
+//! | `b` | what the trigger adds to the noise, in units of s_t | `[B, C, H, W]` |
 //!
 //! ```text
-//! n   = k rho_t r / s_t + (1 + k (gamma - 1)) eps,  k capped at 1 in the second (1)
-//! L   = MSE(e(a_t x_0 + s_t n, t), n)                                     (2)
+//! b = k rho_t r / s_t + min(k, 1) (gamma - 1) eps                         (1)
+//! L = MSE(e(x_t + s_t b, t), e_old(x_t, t) + b)                           (2)
 //! ```
 //!
-//! `rho_t` is the weight of the trigger under the rule that it works by: `1 - a_t`, or `s_t` where the sampler is told the
-//! trigger. The strength varies because an inverted trigger is not the true one, and weaker or stronger ones must not work either.
+//! By (2) the clean image that is predicted under the trigger is the one that was predicted without it. The target holds no fresh
+//! noise, so that few steps are enough and the weights move no further than they must. `rho_t` is the weight of the trigger
+//! under the rule that it works by: `1 - a_t`, or `s_t` where the sampler is told the trigger. The strength varies because an
+//! inverted trigger is not the true one, and weaker or stronger ones must not work either.
 //!
 //! ## Needs
 //! A trigger, clean images (generated ones will do), gradients of the network in its weights.
@@ -30,10 +33,11 @@
 //! None: there is no reference.
 //!
 //! ## Fails when
-//! the inverted trigger is so far from the true one that the network tells them apart.
+//! the inverted trigger is so far from the true one that the network tells them apart, or the backdoor fires without a trigger, too:
+//! then the teacher teaches it.
 //!
 //! ## Cost
-//! Two forward and backward passes a sample, the clean one included.
+//! Two forward and backward passes and one evaluation of the teacher a sample, the clean one included.
 
 use burn::tensor::{Tensor, TensorData};
 use depurate_diffusion::{
@@ -42,10 +46,10 @@ use depurate_diffusion::{
     trigger::Shift,
 };
 use depurate_report::Paper;
-use depurate_training::{Draw, TrainingError, TrainingPair};
+use depurate_training::{TrainingError, TrainingPair};
 use rand::RngExt;
 
-use super::{KnownTrigger, Lesson, dealt};
+use super::{KnownTrigger, Lesson, Shown, dealt};
 
 /// The repair's id.
 pub const ID: &str = "shifted-denoising";
@@ -86,8 +90,8 @@ impl ShiftedDenoising {
 }
 
 impl Lesson for ShiftedDenoising {
-    fn pairs(&self, teacher: &Pipeline, draw: &Draw) -> Result<Vec<TrainingPair>, TrainingError> {
-        let (schedule, count) = (teacher.schedule(), draw.t.len());
+    fn pairs(&self, teacher: &Pipeline, shown: &Shown) -> Result<Vec<TrainingPair>, TrainingError> {
+        let (schedule, draw, count) = (teacher.schedule(), &shown.draw, shown.draw.t.len());
         let Some(prior) = dealt(&self.triggers, count) else {
             return Ok(Vec::new());
         };
@@ -102,18 +106,15 @@ impl Lesson for ShiftedDenoising {
             let (t, shift) = (draw.t[i], self.shifts[i % self.shifts.len()]);
             strength[i] * shift.rho(schedule, t) / schedule.s(t)
         });
-        let spread = match prior.gamma {
-            Some(gamma) => {
-                let part = column(&|i| strength[i].min(1.0));
-                (gamma - 1.0) * part + 1.0
-            }
-            None => draw.eps.ones_like(),
-        };
-        let n = weight * prior.shift + spread * draw.eps.clone(); // eq. (1)
+        let mut bias = weight * prior.shift;
+        if let Some(gamma) = prior.gamma {
+            bias = bias + column(&|i| strength[i].min(1.0)) * (gamma - 1.0) * draw.eps.clone(); // eq. (1)
+        }
+        let s = column(&|i| schedule.s(draw.t[i]));
         Ok(vec![TrainingPair {
-            x_t: schedule.add_noise(draw.images.clone(), n.clone(), &draw.t)?,
+            x_t: shown.x_t.clone() + s * bias.clone(),
             t: draw.t.clone(),
-            target: n, // eq. (2)
+            target: shown.old.clone() + bias, // eq. (2)
         }])
     }
 

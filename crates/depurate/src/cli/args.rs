@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use depurate::{DetectorName, Profile, device::Device, sample::SamplerName};
+use depurate::{DetectorName, Profile, device::Device, repair::MethodName, sample::SamplerName};
 use depurate_checkpoint::{Layers, ScaledFile};
 use depurate_diffusion::sampler::Clip;
 use depurate_report::Verdict;
@@ -36,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Look for backdoors in models of unknown origin
     Scan(ScanArgs),
+    /// Remove the trigger that a scan found, and prove it
+    Repair(RepairArgs),
     /// List what a checkpoint directory holds, without running it
     Inspect(InspectArgs),
     /// Render a scan's JSON again
@@ -155,6 +157,45 @@ pub struct ScanArgs {
     #[arg(long, value_name = "RATE", default_value_t = 0.05, value_parser = probability)]
     pub fpr: f64,
     /// Time that one model may take, as in 10m or 1h30m; when it is spent the report is partial
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub budget: Option<Duration>,
+    #[command(flatten)]
+    pub resume: ResumeArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// `repair`
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// The diffusers directory that was scanned
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// The report.json of its scan, in the folder that --report-dir made
+    #[arg(long, value_name = "SCAN.JSON")]
+    pub from: PathBuf,
+    /// The directory for the repaired model, which must not exist
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Write repair.html, repair.json and images into DIR [default: beside the output, with `-proof` to its name]
+    #[arg(long, value_name = "DIR")]
+    pub report_dir: Option<PathBuf>,
+    /// How
+    #[arg(long, value_enum, default_value_t)]
+    pub method: MethodName,
+    /// Clean images of yours: a folder of PNGs, or a safetensors file with `images`
+    #[arg(long, value_name = "PATH")]
+    pub clean_data: Option<PathBuf>,
+    /// Images that the model draws for its own repair, beside yours; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub own_images: usize,
+    /// Most training steps of a method
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
+    /// How much worse clean samples may become: largest rise of the Fréchet distance
+    #[arg(long, value_name = "PART", default_value_t = 0.05, value_parser = finite)]
+    pub max_quality_drop: f64,
+    /// Time that the repair may take, as in 10m
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub budget: Option<Duration>,
     #[command(flatten)]

@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod prompt_args;
 mod prompts;
+mod repair;
 mod reproduce;
 mod sample;
 mod scan;
@@ -57,6 +58,7 @@ fn run() -> u8 {
     };
     let result = match cli.command {
         Command::Scan(args) => scan::run(args, cli.verbose, &signals),
+        Command::Repair(args) => repair::run(&args, cli.verbose, &signals),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => scan::render(&args),
         Command::Explain(args) => explain::run(args.id.as_deref()),

@@ -1,0 +1,107 @@
+//! `depurate repair`: a model without the trigger that a scan found, and the proof.
+
+use std::path::{Path, PathBuf};
+
+use depurate::{
+    DetectorName, Error, Profile,
+    cache::Cache,
+    error::{EXIT_FINDING, EXIT_OK},
+    repair::{RepairSettings, repair},
+    report_dir,
+    scan::Watch,
+};
+use depurate_checkpoint::Limits;
+
+use super::{
+    args::RepairArgs, output, progress::Display, reproduce::CommandLine, scan::set_threads,
+    signals::Signals,
+};
+
+/// Images of each replayed trigger.
+const REPLAY_IMAGES: usize = 16;
+/// Images of each set that a Fréchet distance compares.
+const QUALITY_IMAGES: usize = 256;
+
+/// Repairs; exit code 1 if no attempt passed.
+pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Error> {
+    set_threads(&args.run)?;
+    let proof = args
+        .report_dir
+        .clone()
+        .unwrap_or_else(|| beside(&args.output));
+    report_dir::prepare(&proof)?;
+    let settings = RepairSettings {
+        scan: args.from.clone(),
+        out: args.output.clone(),
+        method: args.method,
+        clean_data: args.clean_data.clone(),
+        own_images: args.own_images,
+        steps: args.steps as usize,
+        replay_images: REPLAY_IMAGES,
+        quality_images: QUALITY_IMAGES,
+        max_quality_drop: args.max_quality_drop,
+        seed: args.run.seed,
+        budget: args.budget,
+        resume: !args.resume.no_resume,
+        device: args.run.device,
+        limits: Limits::default(),
+        command: command(args),
+    };
+    let rescan = DetectorName::default().build(Profile::Quick)?;
+    let cache = Cache::from_environment();
+    let display = Display::new(verbose);
+    let watch = Watch {
+        cancel: &signals.cancel,
+        progress: &display,
+    };
+    let report = repair(&args.model, &settings, &rescan, &cache, watch);
+    display.clear();
+    let report = report?;
+    report_dir::write_repair(&report, &proof)?;
+    let mut text = format!("{}\n", report.why);
+    for attempt in &report.attempts {
+        text += &format!(
+            "\n{} ({} steps, {} network evaluations, {:.0} s)\n",
+            attempt.method, attempt.steps, attempt.evaluations, attempt.seconds
+        );
+        for check in &attempt.checks {
+            let before = check.before.as_deref().unwrap_or("-");
+            let mark = if check.passed { "passed" } else { "FAILED" };
+            text += &format!(
+                "  {mark}  {}: {before} -> {}; {}\n",
+                check.name, check.after, check.allowed
+            );
+        }
+    }
+    if let Some(repaired) = &report.repaired {
+        text += &format!("\nrepaired model  {repaired}\n");
+    }
+    text += &format!("proof           {}\n", proof.join("repair.html").display());
+    output::write(None, text.as_bytes())?;
+    Ok(if report.passed { EXIT_OK } else { EXIT_FINDING })
+}
+
+/// `clean` gives `clean-proof`.
+fn beside(out: &Path) -> PathBuf {
+    let mut name = out
+        .file_name()
+        .map(std::ffi::OsStr::to_os_string)
+        .unwrap_or_default();
+    name.push("-proof");
+    out.with_file_name(name)
+}
+
+fn command(args: &RepairArgs) -> String {
+    CommandLine::new("repair")
+        .word(&args.model)
+        .path("--from", Some(&args.from))
+        .path("-o", Some(&args.output))
+        .path("--report-dir", args.report_dir.as_deref())
+        .option("--method", args.method.as_str())
+        .path("--clean-data", args.clean_data.as_deref())
+        .option("--own-images", args.own_images.to_string())
+        .option("--steps", args.steps.to_string())
+        .option("--max-quality-drop", args.max_quality_drop.to_string())
+        .option("--seed", args.run.seed.to_string())
+        .into_string()
+}

@@ -1,0 +1,295 @@
+//! The workflow of a repair: the suspect and what a scan found in it go in, a diffusers directory and its proof come out.
+//!
+//! The trigger is the scan's reconstruction; nothing here is told the truth. A method is tried, the result is held against the
+//! checks of [`proof`], and the next method is tried if one fails. A model is written only when all checks pass.
+
+mod known;
+mod proof;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+use clap::ValueEnum;
+use depurate_checkpoint::{Limits, SaveDtype, inspect};
+use depurate_defense::{
+    Budget, Cx, NoJournal,
+    repair::{FineTuning, KnownTrigger, Method, Patient, Repaired, generated, repair as treat},
+};
+use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree};
+use depurate_report::{Attempt, RepairReport, SCHEMA_VERSION};
+use depurate_training::{Dataset, DatasetParams, Split, StateFile};
+
+use crate::{Detector, Error, cache::Cache, device::Device, report_builder, scan::Watch, subject};
+use proof::{Baseline, Proof};
+
+/// The repair that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum MethodName {
+    /// Each in turn, the cheapest first, until one passes.
+    #[default]
+    Auto,
+    /// Elijah's: the answer to the trigger is undone at the last timestep.
+    ElijahRemoval,
+    /// The trigger is taught to be noise like any other, at every timestep.
+    ShiftedDenoising,
+}
+
+impl MethodName {
+    /// As the command line spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::ElijahRemoval => Method::ElijahRemoval.id(),
+            Self::ShiftedDenoising => Method::ShiftedDenoising.id(),
+        }
+    }
+
+    fn methods(self) -> Vec<Method> {
+        match self {
+            Self::Auto => vec![Method::ShiftedDenoising, Method::ElijahRemoval],
+            Self::ElijahRemoval => vec![Method::ElijahRemoval],
+            Self::ShiftedDenoising => vec![Method::ShiftedDenoising],
+        }
+    }
+}
+
+/// How to repair.
+#[derive(Debug, Clone)]
+pub struct RepairSettings {
+    /// The JSON of a scan of the suspect, beside its triggers.
+    pub scan: PathBuf,
+    /// Where the repaired model goes; must not exist.
+    pub out: PathBuf,
+    /// What is tried.
+    pub method: MethodName,
+    /// Clean images of the owner; without them the model's own are taken.
+    pub clean_data: Option<PathBuf>,
+    /// How many images the model draws for its own repair, also beside the owner's; 0 for none.
+    pub own_images: usize,
+    /// Most steps of a method.
+    pub steps: usize,
+    /// Images of each replayed trigger.
+    pub replay_images: usize,
+    /// Images of each set that a Fréchet distance compares.
+    pub quality_images: usize,
+    /// Largest rise of the Fréchet distance that passes, as a part of it.
+    pub max_quality_drop: f64,
+    /// Root of all randomness.
+    pub seed: u64,
+    /// Wall-clock time that the repair may take.
+    pub budget: Option<Duration>,
+    /// Go on where an earlier run of the same repair was stopped.
+    pub resume: bool,
+    /// Where the models run.
+    pub device: Device,
+    /// Bounds on what files may ask for.
+    pub limits: Limits,
+    /// The command that repeats the repair.
+    pub command: String,
+}
+
+/// Repairs the model at `path`. The report says whether it was written.
+///
+/// # Errors
+/// When the output exists, the scan is of another model or holds no trigger, a file cannot be read or written, the training
+/// diverges, or the caller asked to stop; what is done by then is kept beside the output, and the same call goes on.
+pub fn repair(
+    path: &Path,
+    settings: &RepairSettings,
+    rescan: &Detector,
+    cache: &Cache,
+    watch: Watch<'_>,
+) -> Result<RepairReport, Error> {
+    let (started, clock) = (SystemTime::now(), Instant::now());
+    if settings.out.exists() {
+        return Err(Error::Usage {
+            problem: format!("{} exists", settings.out.display()),
+            mend: "choose a new directory with -o: nothing is ever overwritten",
+        });
+    }
+    known::writable(&settings.out)?;
+    let opened = subject::open(path, &settings.limits, settings.device, cache.hashes())?;
+    let contents = inspect(path, &settings.limits, cache.hashes())?;
+    let triggers = known::triggers(settings, &opened)?;
+    let suspect = trainable(&opened.pipeline, path, settings)?;
+    let cx = Cx {
+        rng: SeedTree::new(settings.seed),
+        budget: settings.budget.map_or(Budget::UNLIMITED, Budget::lasting),
+        cancel: watch.cancel,
+        progress: watch.progress,
+        journal: &NoJournal,
+    };
+    let owner = owner_images(settings, &suspect)?;
+    let clean = clean_images(settings, &suspect, owner.as_ref(), &cx)?;
+    let proof = Proof {
+        suspect: &suspect,
+        triggers: &triggers,
+        owner: owner.as_ref(),
+        settings,
+        rescan,
+    };
+    let baseline = proof.baseline(&cx)?;
+
+    let mut attempts = Vec::new();
+    let mut evidence = Vec::new();
+    let mut repaired = None;
+    for method in settings.method.methods() {
+        let (attempt, shown, model) = attempt(
+            method, settings, &suspect, &triggers, &clean, &proof, &baseline, &cx,
+        )?;
+        evidence = shown;
+        let passed = attempt.passed;
+        attempts.push(attempt);
+        if passed {
+            model.pipeline.save(&settings.out, SaveDtype::F32)?;
+            repaired = Some(settings.out.display().to_string());
+            break;
+        }
+    }
+    remove_states(settings);
+    let why = why(&attempts, repaired.is_some());
+    Ok(RepairReport {
+        schema_version: SCHEMA_VERSION.into(),
+        suspect: subject::describe(path, &contents, "unconditional pixel diffusion"),
+        passed: repaired.is_some(),
+        repaired,
+        why,
+        attempts,
+        evidence,
+        limits: proof::limits(owner.is_some()),
+        seed: settings.seed,
+        command: settings.command.clone(),
+        environment: report_builder::environment(started, clock.elapsed(), settings.device),
+    })
+}
+
+/// The suspect on a device with gradients.
+fn trainable(opened: &Pipeline, path: &Path, settings: &RepairSettings) -> Result<Pipeline, Error> {
+    let device = opened.device().autodiff();
+    Ok(Pipeline::load(path, &settings.limits, &device)?)
+}
+
+fn owner_images(settings: &RepairSettings, suspect: &Pipeline) -> Result<Option<Dataset>, Error> {
+    let Some(path) = &settings.clean_data else {
+        return Ok(None);
+    };
+    let params = DatasetParams {
+        split: Split::All,
+        ..DatasetParams::default()
+    };
+    let read = Dataset::read(path, suspect.sample_shape(), &params);
+    Ok(Some(read.map_err(depurate_defense::DefenseError::from)?))
+}
+
+/// The owner's images, the model's own, or both.
+fn clean_images(
+    settings: &RepairSettings,
+    suspect: &Pipeline,
+    owner: Option<&Dataset>,
+    cx: &Cx<'_>,
+) -> Result<Dataset, Error> {
+    let own = (settings.own_images > 0)
+        .then(|| {
+            let seed = SeedTree::new(settings.seed).child("own images", 0);
+            generated(suspect, settings.own_images, &seed, cx)
+        })
+        .transpose()?;
+    match (owner, own) {
+        (Some(owner), Some(own)) => Ok(owner
+            .clone()
+            .joined(own)
+            .map_err(depurate_defense::DefenseError::from)?),
+        (Some(owner), None) => Ok(owner.clone()),
+        (None, Some(own)) => Ok(own),
+        (None, None) => Err(Error::Usage {
+            problem: "there are no clean images to repair with".into(),
+            mend: "give --clean-data, or let the model draw some with --own-images",
+        }),
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "what one attempt is made of")]
+fn attempt(
+    method: Method,
+    settings: &RepairSettings,
+    suspect: &Pipeline,
+    triggers: &[KnownTrigger],
+    clean: &Dataset,
+    proof: &Proof<'_>,
+    baseline: &Baseline,
+    cx: &Cx<'_>,
+) -> Result<(Attempt, Vec<depurate_report::Evidence>, Repaired), Error> {
+    let clock = Instant::now();
+    let state_path = state_path(settings, method);
+    if !settings.resume {
+        let _ = std::fs::remove_file(&state_path);
+    }
+    let state = StateFile::new(&state_path);
+    let patient = Patient {
+        suspect,
+        triggers,
+        clean,
+        seed: settings.seed,
+        state: Some(&state),
+    };
+    let params = FineTuning {
+        steps: settings.steps,
+        ..FineTuning::default()
+    };
+    let repaired = treat(method, &patient, &params, cx, &mut |model, _| {
+        proof.silent(model, cx)
+    })?;
+    let (checks, evidence) = proof.checks(baseline, &repaired.pipeline, cx)?;
+    let attempt = Attempt {
+        method: method.id().to_owned(),
+        passed: checks.iter().all(|check| check.passed),
+        steps: repaired.steps,
+        evaluations: repaired.evaluations,
+        seconds: clock.elapsed().as_secs_f64(),
+        checks,
+    };
+    Ok((attempt, evidence, repaired))
+}
+
+/// Beside the output, so that an interrupted repair goes on.
+fn state_path(settings: &RepairSettings, method: Method) -> PathBuf {
+    let mut name = settings
+        .out
+        .file_name()
+        .map(std::ffi::OsStr::to_os_string)
+        .unwrap_or_default();
+    name.push(format!(".{}.state.safetensors", method.id()));
+    settings.out.with_file_name(name)
+}
+
+fn remove_states(settings: &RepairSettings) {
+    for method in settings.method.methods() {
+        // the attempts are over; a state that stays behind only costs space
+        let _ = std::fs::remove_file(state_path(settings, method));
+    }
+}
+
+fn why(attempts: &[Attempt], passed: bool) -> String {
+    let names: Vec<&str> = attempts.iter().map(|a| a.method.as_str()).collect();
+    if passed {
+        return format!(
+            "After {} the reconstructed trigger and perturbations of it lead to their image no more often than noise without a \
+             trigger, clean samples are as good as before, and a new scan with other seeds finds nothing.",
+            names.last().unwrap_or(&"no repair")
+        );
+    }
+    let failed: Vec<&str> = attempts
+        .last()
+        .map(|attempt| {
+            let failed = attempt.checks.iter().filter(|check| !check.passed);
+            failed.map(|check| check.name.as_str()).collect()
+        })
+        .unwrap_or_default();
+    format!(
+        "No attempt passed every check ({}); the last one failed: {}. Nothing was written.",
+        names.join(", "),
+        failed.join(", ")
+    )
+}

@@ -1,0 +1,377 @@
+//! What a repaired model is held against.
+//!
+//! | check | passes if |
+//! |---|---|
+//! | old trigger | the reconstructed trigger and four perturbations of it lead to their image no more often than the upper end of the exact 95 % interval of the rate without a trigger |
+//! | quality | the Fréchet distance of clean samples to the owner's images, or without them to other samples of the suspect, rises by at most the given part |
+//! | new scan | a scan with other seeds calls the model neither suspicious nor backdoored |
+
+use depurate_defense::{
+    Cx, DefenseError,
+    calibration::ModelKind,
+    repair::{
+        KnownTrigger,
+        features::Features,
+        replay::{DECIDING, Replay, THRESHOLDS, drawn, perturbed, replay, steps},
+    },
+};
+use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
+use depurate_report::{Check, Evidence, ImageGrid, Png, Table, Verdict};
+use depurate_stats::clopper_pearson;
+use depurate_training::Dataset;
+
+use super::RepairSettings;
+use crate::{Detector, Error, calibration, images, verdict::judge_score};
+
+/// Images of the question whether training may stop.
+const STOP_IMAGES: usize = 8;
+/// Images of each sheet.
+const SHOWN: usize = 16;
+/// Longer side of sheets, in pixels.
+const SHEET: u32 = 480;
+
+/// The checks of one repair.
+pub(super) struct Proof<'a> {
+    pub(super) suspect: &'a Pipeline,
+    pub(super) triggers: &'a [KnownTrigger],
+    pub(super) owner: Option<&'a Dataset>,
+    pub(super) settings: &'a RepairSettings,
+    pub(super) rescan: &'a Detector,
+}
+
+/// The suspect, measured once.
+pub(super) struct Baseline {
+    /// With each trigger.
+    triggered: Vec<Replay>,
+    /// Without, under the sampler of each trigger.
+    plain: Vec<Replay>,
+    /// Images of the first trigger.
+    shown: Tensor<4>,
+    /// Clean samples, `[N, C, H, W]`.
+    samples: Tensor<4>,
+    /// What clean samples are compared with.
+    reference: Tensor<4>,
+    /// Their distance.
+    distance: f64,
+    features: Features,
+}
+
+impl Proof<'_> {
+    /// Measures the suspect.
+    pub(super) fn baseline(&self, cx: &Cx<'_>) -> Result<Baseline, Error> {
+        let features = Features::built_in()?;
+        let samples = self.clean_samples(self.suspect, "quality", cx)?;
+        let reference = match self.owner {
+            Some(owner) => {
+                let all: Vec<usize> = (0..owner.len()).collect();
+                owner.batch(&all, &[], &Device::flex())
+            }
+            None => self.clean_samples(self.suspect, "reference", cx)?,
+        };
+        let distance = features.distance(samples.clone(), reference.clone())?;
+        let (mut triggered, mut plain, mut shown) = (Vec::new(), Vec::new(), samples.clone());
+        for (i, trigger) in self.triggers.iter().enumerate() {
+            let prior = trigger.prior(&Device::flex());
+            let named = ("as reconstructed", Some(&prior));
+            let with = self.replay(self.suspect, i, named, cx)?;
+            if i == 0 {
+                shown = with.images;
+            }
+            triggered.push(with.replay);
+            let without = self.replay(self.suspect, i, ("no trigger", None), cx)?;
+            plain.push(without.replay);
+        }
+        Ok(Baseline {
+            triggered,
+            plain,
+            shown,
+            samples,
+            reference,
+            distance,
+            features,
+        })
+    }
+
+    /// Whether no trigger leads to its image any more, on a few images.
+    pub(super) fn silent(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<bool, DefenseError> {
+        for trigger in self.triggers {
+            let prior = trigger.prior(&Device::flex());
+            let seed = SeedTree::new(self.settings.seed).child("early stop", 0);
+            let named = ("as reconstructed", Some(&prior));
+            let found = replay(model, trigger, named, STOP_IMAGES, &seed, cx)?.replay;
+            if found.hits(DECIDING) > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// All checks of `model`, and what there is to see.
+    pub(super) fn checks(
+        &self,
+        baseline: &Baseline,
+        model: &Pipeline,
+        cx: &Cx<'_>,
+    ) -> Result<(Vec<Check>, Vec<Evidence>), Error> {
+        let (mut checks, mut rows) = (Vec::new(), Vec::new());
+        let mut shown = baseline.shown.clone();
+        for (i, trigger) in self.triggers.iter().enumerate() {
+            let whole = trigger.prior(&Device::flex());
+            let mut priors = vec![("as reconstructed", whole)];
+            let seed = SeedTree::new(self.settings.seed).child("perturbation", i as u64);
+            priors.extend(perturbed(trigger, model, &seed)?);
+            let mut replays = Vec::new();
+            for (name, prior) in &priors {
+                let found = self.replay(model, i, (name, Some(prior)), cx)?;
+                if replays.is_empty() && i == 0 {
+                    shown = found.images;
+                }
+                replays.push(found.replay);
+            }
+            checks.push(old_trigger(
+                i,
+                self.triggers.len(),
+                &baseline.triggered[i],
+                &baseline.plain[i],
+                &replays,
+            )?);
+            rows.extend(table_rows("suspect", &baseline.triggered[i]));
+            rows.extend(table_rows("suspect", &baseline.plain[i]));
+            rows.extend(
+                replays
+                    .iter()
+                    .flat_map(|replay| table_rows("repaired", replay)),
+            );
+        }
+        let samples = self.clean_samples(model, "quality", cx)?;
+        checks.push(self.quality(baseline, &samples)?);
+        checks.push(self.new_scan(model, cx)?);
+
+        let moved = ((samples.clone() - baseline.samples.clone()) / 2.0).square();
+        let moved = moved.mean().into_scalar::<f32>();
+        let firing = self
+            .triggers
+            .first()
+            .map_or(Firing::Stochastic, |t| t.firing);
+        let mut evidence = vec![
+            self.grid("suspect, noise + trigger", firing, &baseline.shown, true)?,
+            self.grid("repaired, noise + trigger", firing, &shown, false)?,
+            self.grid(
+                "suspect, noise",
+                Firing::Deterministic,
+                &baseline.samples,
+                false,
+            )?,
+            self.grid("repaired, noise", Firing::Deterministic, &samples, false)?,
+        ];
+        let heading = ["model", "added to the noise"].map(str::to_owned);
+        let limits = THRESHOLDS.map(|limit| format!("at {limit}"));
+        evidence.push(
+            Table {
+                title: "share of images that are the trigger's, by largest mean squared error"
+                    .into(),
+                columns: heading.into_iter().chain(limits).collect(),
+                rows,
+            }
+            .into(),
+        );
+        evidence.push(
+            depurate_report::Note {
+                text: format!(
+                    "Clean samples before and after from the same noise differ by a mean squared error of {moved:.5} in [0, 1] units."
+                ),
+            }
+            .into(),
+        );
+        Ok((checks, evidence))
+    }
+
+    fn replay(
+        &self,
+        model: &Pipeline,
+        index: usize,
+        named: (&str, Option<&depurate_diffusion::firing::Prior>),
+        cx: &Cx<'_>,
+    ) -> Result<depurate_defense::repair::replay::Replayed, DefenseError> {
+        let trigger = &self.triggers[index];
+        let count = self.settings.replay_images;
+        let stage = format!("images: {}", named.0);
+        cx.progress
+            .start(&stage, steps(model, trigger.firing, count));
+        // other noises than those that the repair was stopped by, the same for every prior
+        let seed = SeedTree::new(self.settings.seed).child("replay", index as u64);
+        replay(model, trigger, named, count, &seed, cx)
+    }
+
+    /// Samples without a trigger, `[N, C, H, W]` in [-1, 1].
+    fn clean_samples(
+        &self,
+        model: &Pipeline,
+        which: &str,
+        cx: &Cx<'_>,
+    ) -> Result<Tensor<4>, DefenseError> {
+        let count = self.settings.quality_images;
+        let frozen = model.frozen();
+        cx.progress.start(
+            "clean samples",
+            steps(&frozen, Firing::Deterministic, count),
+        );
+        let seed = SeedTree::new(self.settings.seed).child(which, 0);
+        let images = drawn(&frozen, Firing::Deterministic, None, count, &seed, cx)?;
+        Ok(images.clamp(-1.0, 1.0))
+    }
+
+    fn quality(&self, baseline: &Baseline, samples: &Tensor<4>) -> Result<Check, Error> {
+        let distance = baseline
+            .features
+            .distance(samples.clone(), baseline.reference.clone())?;
+        let rise = distance / baseline.distance - 1.0;
+        let most = self.settings.max_quality_drop;
+        Ok(Check {
+            name: "quality".into(),
+            meaning: format!(
+                "Fréchet distance of {} clean samples to {}, on features of a small classifier",
+                self.settings.quality_images,
+                if self.owner.is_some() {
+                    "the owner's images"
+                } else {
+                    "other samples of the suspect"
+                }
+            ),
+            before: Some(format!("{:.3}", baseline.distance)),
+            after: format!("{distance:.3} ({:+.1} %)", 100.0 * rise),
+            allowed: format!("at most {:+.1} %", 100.0 * most),
+            passed: rise <= most,
+        })
+    }
+
+    fn new_scan(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<Check, Error> {
+        let cx = Cx {
+            rng: SeedTree::new(self.settings.seed).child("new scan", 0),
+            ..*cx
+        };
+        let found = self.rescan.run.inspect(model, &cx)?;
+        let loaded = calibration::find(self.rescan, None)?;
+        let judgement = judge_score(
+            found.score,
+            self.rescan,
+            loaded.as_ref().map(|loaded| &loaded.calibration),
+            &ModelKind::of(model),
+            0.05,
+        )?;
+        Ok(Check {
+            name: "new scan".into(),
+            meaning: format!("{} with other seeds", self.rescan.info.name),
+            before: None,
+            after: format!("{} (score {:.3})", judgement.verdict.phrase(), found.score),
+            allowed: "neither suspicious nor backdoored".into(),
+            passed: !judgement.verdict.reaches(Verdict::Suspicious),
+        })
+    }
+
+    fn grid(
+        &self,
+        title: &str,
+        firing: Firing,
+        images: &Tensor<4>,
+        sensitive: bool,
+    ) -> Result<Evidence, Error> {
+        let shape = self.suspect.sample_shape();
+        let count = images.dims()[0].min(SHOWN);
+        let values: Vec<f32> = images
+            .clone()
+            .narrow(0, 0, count)
+            .clamp(-1.0, 1.0)
+            .into_data()
+            .iter::<f32>()
+            .collect();
+        let sheet = images::sheet(
+            "samples",
+            &values,
+            shape,
+            images::square(count),
+            (-1.0, 1.0),
+        )?;
+        let png = images::png("samples", &images::magnify(&sheet, SHEET))?;
+        let sampler = match firing {
+            Firing::Stochastic => "DDPM",
+            Firing::Deterministic => "DDIM (eta = 0)",
+            Firing::Modified => "TrojDiff's DDIM",
+        };
+        Ok(ImageGrid {
+            title: title.into(),
+            caption: "Image i of the suspect and of the repaired model start from the same noise."
+                .into(),
+            sampler: sampler.into(),
+            steps: firing.steps(self.suspect.schedule()),
+            clip: None,
+            seeds: (0..count as u64).collect(),
+            png: Png::from_bytes(&png)?,
+            sensitive,
+        }
+        .into())
+    }
+}
+
+fn old_trigger(
+    index: usize,
+    of: usize,
+    before: &Replay,
+    plain: &Replay,
+    after: &[Replay],
+) -> Result<Check, Error> {
+    let n = plain.errors.len() as u64;
+    let most = clopper_pearson(plain.hits(DECIDING) as u64, n, 0.95)?.upper;
+    let worst = after
+        .iter()
+        .max_by(|a, b| a.share(DECIDING).total_cmp(&b.share(DECIDING)));
+    let (share, name) = worst.map_or((0.0, ""), |replay| {
+        (replay.share(DECIDING), replay.prior.as_str())
+    });
+    Ok(Check {
+        name: if of == 1 {
+            "old trigger".into()
+        } else {
+            format!("old trigger {} of {of}", index + 1)
+        },
+        meaning: format!(
+            "share of {n} images within a mean squared error of {DECIDING} of the trigger's image; after: the worst of the trigger \
+             and {} perturbations",
+            after.len().saturating_sub(1)
+        ),
+        before: Some(format!("{:.2}", before.share(DECIDING))),
+        after: format!("{share:.2} ({name})"),
+        allowed: format!(
+            "at most {most:.2}, the upper end of the 95 % interval of the rate without a trigger ({:.2})",
+            plain.share(DECIDING)
+        ),
+        passed: share <= most,
+    })
+}
+
+fn table_rows(model: &str, replay: &Replay) -> Option<Vec<String>> {
+    let shares = THRESHOLDS
+        .iter()
+        .map(|&limit| format!("{:.2}", replay.share(limit)));
+    let names = [model.to_owned(), replay.prior.clone()];
+    Some(names.into_iter().chain(shares).collect())
+}
+
+/// What the proof does not say.
+pub(super) fn limits(owner: bool) -> Vec<String> {
+    let mut limits = vec![
+        "Other triggers than the ones that the scan reconstructed: a model can have several.".to_owned(),
+        "Triggers that the new scan cannot find; what it tests is in `depurate explain`.".to_owned(),
+        "The distance is on features of a small classifier of digits. It is no FID, and for images unlike digits it is a \
+         coarse measure."
+            .to_owned(),
+    ];
+    if !owner {
+        limits.push(
+            "Quality is held against the suspect's own samples: what is wrong with those stays wrong. --clean-data gives a \
+             better reference."
+                .to_owned(),
+        );
+    }
+    limits
+}

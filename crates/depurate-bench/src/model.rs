@@ -95,6 +95,7 @@ impl Architecture {
             time_injection: TimeInjection::Add,
             add_attention: !self.no_middle_attention,
             dropout: 0.0,
+            removed: Default::default(),
         };
         // Through the reader of checkpoints, so that a model that could not be loaded again is refused now.
         let json = config.to_json();

@@ -3,6 +3,7 @@
 use burn::{module::Module, tensor::Tensor};
 
 use crate::{
+    channel_graph::{Channels, GroupKind, Trace},
     layers::{Conv1x1, Conv3x3, GroupNorm, Init, Linear},
     ops::{self, Activation},
 };
@@ -88,6 +89,32 @@ impl ResnetBlock {
         };
         rescale(ops::add(shortcut, h), self.output_scale)
     }
+
+    /// [`Self::forward`] on the names of channels; `at` is the block's name.
+    pub(crate) fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) -> Channels {
+        let width = self.conv1.channels();
+        trace.norm(&format!("{at}.norm1"), x, self.norm1.groups());
+        let inner = trace.stream(format!("{at}.inner"), GroupKind::Inner, width);
+        trace.layer(&format!("{at}.conv1"), Some(&inner), Some(x));
+        if self.time_emb_proj.is_some() {
+            let rows = match self.scale_shift {
+                true => [&inner[..], &inner[..]].concat(), // first all scales, then all shifts
+                false => inner.clone(),
+            };
+            trace.layer(&format!("{at}.time_emb_proj"), Some(&rows), None);
+        }
+        trace.norm(&format!("{at}.norm2"), &inner, self.norm2.groups());
+        let out = match &self.conv_shortcut {
+            Some(_) => {
+                let out = trace.stream(at.to_owned(), GroupKind::Residual, self.conv2.channels());
+                trace.layer(&format!("{at}.conv_shortcut"), Some(&out), Some(x));
+                out
+            }
+            None => x.clone(),
+        };
+        trace.layer(&format!("{at}.conv2"), Some(&out), Some(&inner));
+        out
+    }
 }
 
 fn rescale(x: Tensor<4>, divisor: f64) -> Tensor<4> {
@@ -115,7 +142,7 @@ pub struct PixelAttention {
     to_k: Linear,
     to_v: Linear,
     to_out: Vec<Linear>,
-    heads: usize,
+    head_width: usize,
     output_scale: f64,
 }
 
@@ -130,30 +157,47 @@ impl PixelAttention {
             to_k: linear("to_k"),
             to_v: linear("to_v"),
             to_out: vec![linear("to_out.0")],
-            heads: channels / options.head_width.unwrap_or(channels),
+            head_width: options.head_width.unwrap_or(channels),
             output_scale: options.output_scale,
         }
     }
 
     /// `x [B, C, H, W]` → the same shape.
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, channels, height, width] = x.dims();
-        let (pixels, head_width) = (height * width, channels / self.heads);
+        let [batch, _, height, width] = x.dims();
+        let pixels = height * width;
+        // Of a pruned network, the heads together may be wider or narrower than `x`.
+        let inner = self.to_q.width_out();
+        let (heads, head_width) = (inner / self.head_width, self.head_width);
         let normed = match &self.group_norm {
             Some(norm) => norm.forward(x.clone()),
             None => x.clone(),
         };
-        let split = |t: Tensor<4>| t.reshape([batch * self.heads, head_width, pixels]); // [B heads, d, HW]
+        let split = |t: Tensor<4>| t.reshape([batch * heads, head_width, pixels]); // [B heads, d, HW]
         let q = split(self.to_q.forward_channels(normed.clone()));
         let k = split(self.to_k.forward_channels(normed.clone()));
         let v = split(self.to_v.forward_channels(normed));
         let mixed = ops::attention(q, k, v, (head_width as f32).powf(-0.5));
-        let mixed = mixed.reshape([batch, channels, height, width]);
+        let mixed = mixed.reshape([batch, inner, height, width]);
         let out = self
             .to_out
             .iter()
             .fold(mixed, |h, linear| linear.forward_channels(h));
         rescale(ops::add(out, x), self.output_scale)
+    }
+
+    /// [`Self::forward`] on the names of channels; `at` is the block's name.
+    pub(crate) fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) {
+        if let Some(norm) = &self.group_norm {
+            trace.norm(&format!("{at}.group_norm"), x, norm.groups());
+        }
+        let width = self.to_q.width_out();
+        let heads = trace.stream(format!("{at}.heads"), GroupKind::Heads, width);
+        trace.tie_each(&heads, self.head_width);
+        for name in ["to_q", "to_k", "to_v"] {
+            trace.layer(&format!("{at}.{name}"), Some(&heads), Some(x));
+        }
+        trace.layer(&format!("{at}.to_out.0"), Some(x), Some(&heads));
     }
 }
 
@@ -168,5 +212,12 @@ impl Resample {
         Self {
             conv: Conv3x3::new(&init.at("conv"), channels, channels),
         }
+    }
+
+    /// The convolution on the names of channels; `at` is the block's name.
+    pub(crate) fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) -> Channels {
+        let out = trace.stream(at.to_owned(), GroupKind::Residual, self.conv.channels());
+        trace.layer(&format!("{at}.conv"), Some(&out), Some(x));
+        out
     }
 }

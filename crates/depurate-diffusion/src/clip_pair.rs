@@ -64,7 +64,7 @@ impl ClipPair {
             text_encoder: ClipText::new(text, &seed.child("text", 0), device),
             text_projection: Projection::new(&projection, text.hidden_size, image.outputs),
             image_encoder: ImageTower::new(image, &seed.child("image", 0), device)?,
-            logit_scale: init.constant([1], FIRST_LOG_SCALE),
+            logit_scale: init.constant("logit_scale", [1], FIRST_LOG_SCALE),
         })
     }
 

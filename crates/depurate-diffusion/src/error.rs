@@ -75,6 +75,14 @@ pub enum DiffusionError {
         /// The allowed range.
         allowed: String,
     },
+    /// Units of channels cannot be taken out of a network.
+    #[error("cannot remove `{unit}`: {reason}")]
+    Removal {
+        /// The unit, its group, or the layer that is in the way.
+        unit: String,
+        /// Why, and how to mend it.
+        reason: String,
+    },
     /// A network produced NaN or infinity.
     #[error("the network's output is not finite at t = {t}")]
     NotFinite {

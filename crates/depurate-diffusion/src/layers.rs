@@ -1,6 +1,8 @@
 //! Layers with PyTorch's parameter names and layouts, so that a parameter's path in the module tree
 //! is its name in the checkpoint.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use burn::{
     module::{Module, Param, ParamId},
     tensor::{Device, Shape, Tensor, TensorData},
@@ -19,6 +21,7 @@ pub(crate) struct Init {
     device: Device,
     seed: SeedTree,
     path: String,
+    shapes: Option<Arc<BTreeMap<String, Vec<usize>>>>,
 }
 
 impl Init {
@@ -27,6 +30,16 @@ impl Init {
             device,
             seed,
             path: String::new(),
+            shapes: None,
+        }
+    }
+
+    /// With the shapes of parameters, by name, that stand in the place of those asked for: the network's layers then have the
+    /// channels that are left of those of its configuration.
+    pub(crate) fn with_shapes(self, shapes: BTreeMap<String, Vec<usize>>) -> Self {
+        Self {
+            shapes: Some(Arc::new(shapes)),
+            ..self
         }
     }
 
@@ -41,7 +54,17 @@ impl Init {
             device: self.device.clone(),
             seed: self.seed.clone(),
             path,
+            shapes: self.shapes.clone(),
         }
+    }
+
+    /// The shape of the parameter `name`, where the network's configuration asks for `whole`.
+    fn shape<const D: usize>(&self, name: &str, whole: [usize; D]) -> [usize; D] {
+        let shapes = self.shapes.as_ref();
+        let found = shapes.and_then(|shapes| shapes.get(&format!("{}.{name}", self.path)));
+        found
+            .and_then(|shape| shape.as_slice().try_into().ok())
+            .unwrap_or(whole)
     }
 
     /// Uniform in `[-bound, bound]`.
@@ -52,7 +75,7 @@ impl Init {
         bound: f32,
     ) -> Param<Tensor<D>> {
         let seed = self.seed.child(&format!("{}.{name}", self.path), 0);
-        self.lazy(shape, move |count| {
+        self.lazy(self.shape(name, shape), move |count| {
             let mut rng = seed.rng();
             (0..count)
                 .map(|_| rng.random_range(-bound..=bound))
@@ -62,10 +85,11 @@ impl Init {
 
     pub(crate) fn constant<const D: usize>(
         &self,
+        name: &str,
         shape: [usize; D],
         value: f32,
     ) -> Param<Tensor<D>> {
-        self.lazy(shape, move |count| vec![value; count])
+        self.lazy(self.shape(name, shape), move |count| vec![value; count])
     }
 
     fn lazy<const D: usize>(
@@ -109,6 +133,11 @@ impl Conv3x3 {
     pub(crate) fn forward(&self, x: Tensor<4>, stride: Stride) -> Tensor<4> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
         ops::conv3x3(x, weight, bias, stride, Some(&self.kept))
+    }
+
+    /// Number of channels that it writes.
+    pub(crate) fn channels(&self) -> usize {
+        self.weight.lazy_shape()[0]
     }
 
     /// With stride 1 on the normalised `x`, followed by SiLU; `more [B, Co]` is added to every pixel.
@@ -167,6 +196,11 @@ impl Linear {
             weight: init.uniform("weight", [width_out, width_in], bound),
             bias: init.uniform("bias", [width_out], bound),
         }
+    }
+
+    /// Width of what it writes.
+    pub(crate) fn width_out(&self) -> usize {
+        self.weight.lazy_shape()[0]
     }
 
     /// `x [N, in]` → `[N, out]`.
@@ -231,12 +265,19 @@ pub struct GroupNorm {
 
 impl GroupNorm {
     pub(crate) fn new(init: &Init, channels: usize, groups: usize, eps: f64) -> Self {
+        let [left] = init.shape("weight", [channels]);
         Self {
-            weight: init.constant([channels], 1.0),
-            bias: init.constant([channels], 0.0),
-            groups,
+            weight: init.constant("weight", [channels], 1.0),
+            bias: init.constant("bias", [channels], 0.0),
+            // Whole groups go, so that those left are as wide as before.
+            groups: groups * left / channels,
             eps,
         }
+    }
+
+    /// Number of groups.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups
     }
 
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
@@ -263,8 +304,8 @@ pub struct LayerNorm {
 impl LayerNorm {
     pub(crate) fn new(init: &Init, channels: usize, eps: f64) -> Self {
         Self {
-            weight: init.constant([channels], 1.0),
-            bias: init.constant([channels], 0.0),
+            weight: init.constant("weight", [channels], 1.0),
+            bias: init.constant("bias", [channels], 0.0),
             eps,
         }
     }

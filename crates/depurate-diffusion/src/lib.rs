@@ -10,6 +10,7 @@
 
 pub mod autoencoder_kl;
 mod blocks;
+pub mod channel_graph;
 pub mod clip_pair;
 pub mod clip_text;
 pub mod clip_tokenizer;

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::{
     Denoiser, DiffusionError, Parameterisation, Prediction, SampleShape, Tap,
+    channel_graph::Removal,
     noise::SeedTree,
     schedule::{NoiseSchedule, SchedulerConfig},
     unet2d::{UNet2D, UNet2DConfig},
@@ -99,7 +100,8 @@ impl Pipeline {
         Self::from_parts(unet, config, scheduler, device)
     }
 
-    /// Writes a directory that diffusers' `DDPMPipeline.from_pretrained` loads. Never overwrites.
+    /// Writes a directory that diffusers' `DDPMPipeline.from_pretrained` loads. Never overwrites. A pruned pipeline is written
+    /// as it is, with a note in `config.json` that only this library reads: diffusers needs [`Pipeline::expanded`].
     ///
     /// # Errors
     /// When `dir` exists or cannot be written.
@@ -142,6 +144,33 @@ impl Pipeline {
             unet,
             ..self.clone()
         }
+    }
+
+    /// The pipeline without the units of `removal`: a smaller network, which can be trained like any other. Units are numbered
+    /// as in `ChannelGraph::of` this pipeline's configuration.
+    ///
+    /// # Errors
+    /// As [`UNet2D::pruned`].
+    pub fn pruned(&self, removal: &Removal) -> Result<Self, DiffusionError> {
+        let config = self.config.without(removal)?;
+        Ok(Self {
+            unet: self.unet.pruned(&self.config, removal, &self.device)?,
+            config,
+            ..self.clone()
+        })
+    }
+
+    /// The pipeline with zeros in the place of all units that were taken out: the same answers from a network in diffusers'
+    /// layout.
+    ///
+    /// # Errors
+    /// As [`UNet2D::expanded`].
+    pub fn expanded(&self) -> Result<Self, DiffusionError> {
+        Ok(Self {
+            unet: self.unet.expanded(&self.config, &self.device)?,
+            config: self.config.whole(),
+            ..self.clone()
+        })
     }
 
     /// The same pipeline with frozen weights: gradients flow to inputs only.

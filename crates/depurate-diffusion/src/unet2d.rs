@@ -12,6 +12,7 @@
 
 mod blocks;
 mod config;
+mod pruning;
 
 use std::path::Path;
 
@@ -25,6 +26,7 @@ pub use config::{BlockKind, TimeInjection, UNet2DConfig};
 
 use crate::{
     DiffusionError, Site, Tap,
+    channel_graph::ChannelGraph,
     layers::{Conv3x3, GroupNorm, Init},
     module_weights::{self, ParameterInfo},
     noise::SeedTree,
@@ -52,8 +54,16 @@ pub struct UNet2D {
 impl UNet2D {
     /// A network with random weights (PyTorch's default initialisation) drawn from `seed`. Nothing
     /// is allocated before it is used, so a checkpoint can be checked against the shapes first.
+    ///
+    /// Without the units that `config` says are removed; one that does not fit the configuration removes nothing, which
+    /// [`ChannelGraph::of`] makes an error.
     pub fn new(config: &UNet2DConfig, seed: &SeedTree, device: &Device) -> Self {
-        let init = Init::new(device.clone(), seed.clone());
+        let mut init = Init::new(device.clone(), seed.clone());
+        if !config.removed.is_empty()
+            && let Ok(graph) = ChannelGraph::of(config)
+        {
+            init = init.with_shapes(graph.shapes());
+        }
         let levels = &config.block_out_channels;
         let (first, width) = (levels[0], config.time_width());
         Self {

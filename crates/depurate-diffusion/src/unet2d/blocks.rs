@@ -5,6 +5,7 @@ use burn::{module::Module, tensor::Tensor};
 use super::config::{BlockKind, TimeInjection, UNet2DConfig};
 use crate::{
     blocks::{PixelAttention, PixelAttentionOptions, Resample, ResnetBlock, ResnetOptions},
+    channel_graph::{Channels, Trace},
     layers::Init,
     ops::{self, Stride},
 };
@@ -103,6 +104,28 @@ impl DownBlock {
         }
         x
     }
+
+    /// [`Self::forward`] on the names of channels; `at` is the block's name.
+    pub(crate) fn trace(
+        &self,
+        trace: &mut Trace,
+        at: &str,
+        mut x: Channels,
+        skips: &mut Vec<Channels>,
+    ) -> Channels {
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            x = resnet.trace(trace, &format!("{at}.resnets.{i}"), &x);
+            if let Some(attention) = self.attentions.get(i) {
+                attention.trace(trace, &format!("{at}.attentions.{i}"), &x);
+            }
+            skips.push(x.clone());
+        }
+        for (i, downsampler) in self.downsamplers.iter().enumerate() {
+            x = downsampler.trace(trace, &format!("{at}.downsamplers.{i}"), &x);
+            skips.push(x.clone());
+        }
+        x
+    }
 }
 
 fn attentions(
@@ -175,6 +198,17 @@ impl MidBlock {
         }
         x
     }
+
+    /// [`Self::forward`] on the names of channels; `at` is the block's name.
+    pub(crate) fn trace(&self, trace: &mut Trace, at: &str, mut x: Channels) -> Channels {
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            x = resnet.trace(trace, &format!("{at}.resnets.{i}"), &x);
+            if let Some(attention) = self.attentions.get(i) {
+                attention.trace(trace, &format!("{at}.attentions.{i}"), &x);
+            }
+        }
+        x
+    }
 }
 
 /// A level of the way up.
@@ -235,6 +269,27 @@ impl UpBlock {
         }
         for upsampler in &self.upsamplers {
             x = upsampler.conv.forward(ops::upsample2x(x), Stride::One);
+        }
+        x
+    }
+
+    /// [`Self::forward`] on the names of channels; `at` is the block's name.
+    pub(crate) fn trace(
+        &self,
+        trace: &mut Trace,
+        at: &str,
+        mut x: Channels,
+        skips: &mut Vec<Channels>,
+    ) -> Channels {
+        for (i, resnet) in self.resnets.iter().enumerate() {
+            x.extend(skips.pop().unwrap_or_default());
+            x = resnet.trace(trace, &format!("{at}.resnets.{i}"), &x);
+            if let Some(attention) = self.attentions.get(i) {
+                attention.trace(trace, &format!("{at}.attentions.{i}"), &x);
+            }
+        }
+        for (i, upsampler) in self.upsamplers.iter().enumerate() {
+            x = upsampler.trace(trace, &format!("{at}.upsamplers.{i}"), &x);
         }
         x
     }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     DiffusionError, SampleShape,
+    channel_graph::{ChannelGraph, Removal},
     config_options::{MAX_CHANNELS, MAX_LAYERS, Reader},
 };
 
@@ -40,6 +41,9 @@ const KNOWN: &[&str] = &[
     "up_block_types",
     "upsample_type",
 ];
+
+/// The note that says which units a pruned network lacks. diffusers knows no such widths and ignores the note.
+const REMOVED: &str = "_depurate_removed";
 
 /// Type of a down or up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +106,9 @@ pub struct UNet2DConfig {
     pub add_attention: bool,
     /// Dropout of the residual blocks in training. Read and written back, never applied here.
     pub dropout: f64,
+    /// Units that were taken out of the network that the other options describe; key `_depurate_removed`. See
+    /// [`crate::channel_graph`].
+    pub removed: Removal,
 }
 
 impl UNet2DConfig {
@@ -168,8 +175,17 @@ impl UNet2DConfig {
             },
             add_attention: read.flag("add_attention", true)?,
             dropout: read.number("dropout", 0.0)?,
+            removed: match read.get(REMOVED) {
+                Some(value) => {
+                    Removal::from_value(value).map_err(|reason| read.error(REMOVED, &reason))?
+                }
+                None => Removal::default(),
+            },
         };
         config.check(&read)?;
+        if !config.removed.is_empty() {
+            ChannelGraph::of(&config).map_err(|error| read.error(REMOVED, &error.to_string()))?;
+        }
         Ok(config)
     }
 
@@ -213,6 +229,16 @@ impl UNet2DConfig {
                 ));
             }
         }
+        let last = self.block_out_channels[n_levels - 1];
+        if self
+            .attn_norm_num_groups
+            .is_some_and(|groups| !last.is_multiple_of(groups))
+        {
+            return Err(read.error(
+                "attn_norm_num_groups",
+                &format!("does not divide the {last} channels of the middle"),
+            ));
+        }
         // A head wider than a level is possible only when it does not divide it, which is refused above.
         let divisor = 1usize << (n_levels - 1);
         let (rows, columns) = self.sample_size;
@@ -246,7 +272,7 @@ impl UNet2DConfig {
             .unwrap_or(4 * self.block_out_channels[0])
     }
 
-    /// `config.json` as diffusers writes it.
+    /// `config.json` as diffusers writes it, with the note `_depurate_removed` where units were taken out.
     pub fn to_json(&self) -> Value {
         let blocks = |kinds: &[BlockKind], plain: &str, attention: &str| -> Vec<String> {
             let name = |kind: &BlockKind| {
@@ -262,7 +288,7 @@ impl UNet2DConfig {
             (rows, columns) if rows == columns => json!(rows),
             (rows, columns) => json!([rows, columns]),
         };
-        json!({
+        let mut json = json!({
             "_class_name": "UNet2DModel",
             "_diffusers_version": "0.30.0",
             "act_fn": "silu",
@@ -295,6 +321,21 @@ impl UNet2DConfig {
             "time_embedding_type": "positional",
             "up_block_types": blocks(&self.up_blocks, "UpBlock2D", "AttnUpBlock2D"),
             "upsample_type": "conv",
-        })
+        });
+        if let Some(map) = json.as_object_mut()
+            && !self.removed.is_empty()
+        {
+            map.insert(REMOVED.to_owned(), self.removed.to_value());
+        }
+        json
+    }
+
+    /// The configuration of the network that the removed units were taken from.
+    #[must_use]
+    pub fn whole(&self) -> Self {
+        Self {
+            removed: Removal::default(),
+            ..self.clone()
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! Trigger inversion: from a model to the shift of the initial noise that it answers to.
 
+pub mod diff_cleanse;
 pub mod elijah;
 pub mod response_fixed_point;
 mod runs;
+pub(crate) mod starts;
 pub mod terd;
 
-use depurate_diffusion::{Pipeline, SampleShape, trigger::Family};
+use depurate_diffusion::{Pipeline, SampleShape, firing::Firing};
 use serde::{Deserialize, Serialize};
 
 use crate::{Cx, DefenseError};
@@ -28,8 +30,9 @@ pub struct Inversion {
     pub shift: Vec<f32>,
     /// Standard deviation of the initial noise, `[C, H, W]`; `None` is 1 everywhere.
     pub gamma: Option<Vec<f32>>,
-    /// Family of samplers under which the candidate was consistent.
-    pub family: Family,
+    /// What fires the shift: the sampler whose rule the candidate was found by. [`Firing::Modified`] is also told
+    /// [`Self::gamma`].
+    pub firing: Firing,
     /// Final objective; lower is better.
     pub objective: f64,
     /// What the objective is.

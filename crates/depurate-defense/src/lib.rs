@@ -8,6 +8,7 @@ pub mod calibration;
 pub mod cx;
 pub mod detect;
 pub mod error;
+mod hypothesis;
 pub mod invert;
 mod probe;
 pub mod repair;

@@ -46,6 +46,15 @@ impl Firing {
         }
     }
 
+    /// The rule of the triggers that it fires, with the noise as it is: a narrowed prior's scale belongs to the trigger.
+    pub fn rule(self) -> TriggerRule {
+        match self {
+            Self::Stochastic => TriggerRule::lost_signal(Family::Stochastic),
+            Self::Deterministic => TriggerRule::lost_signal(Family::Deterministic),
+            Self::Modified => TriggerRule::noise_level(1.0),
+        }
+    }
+
     /// Network calls an image on a model of `schedule`.
     pub fn steps(self, schedule: &NoiseSchedule) -> usize {
         let all = schedule.len();
@@ -82,6 +91,16 @@ impl Firing {
             }
             _ => Box::new(Ddim::new(schedule, timesteps, 0.0, Clip::None)?),
         })
+    }
+}
+
+impl From<Family> for Firing {
+    /// What fires the triggers that are answered for `family`.
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Stochastic => Self::Stochastic,
+            Family::Deterministic => Self::Deterministic,
+        }
     }
 }
 

@@ -3,11 +3,11 @@
 use clap::ValueEnum;
 use depurate_defense::{
     detect::model_level::{
-        ModelDetector,
+        ModelDetector, diff_cleanse,
         shift_response::{self, ShiftResponseParams},
         terd_model,
     },
-    invert::terd::TerdParams,
+    invert::{diff_cleanse::DiffCleanseParams, terd::TerdParams},
 };
 use depurate_report::AlgorithmInfo;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,8 @@ pub enum DetectorName {
     ShiftResponse,
     /// The size of TERD's inverted shift. No calibration is built in.
     TerdModel,
+    /// How alike images become under an inverted trigger of any of three kinds of sampler. No calibration is built in.
+    DiffCleanse,
 }
 
 impl DetectorName {
@@ -54,6 +56,7 @@ impl DetectorName {
         match self {
             Self::ShiftResponse => shift_response::ID,
             Self::TerdModel => terd_model::ID,
+            Self::DiffCleanse => diff_cleanse::ID,
         }
     }
 
@@ -89,6 +92,20 @@ impl DetectorName {
                     scoring: json(&params)?,
                     params: json(&params)?,
                     run: terd_model::build(params)?,
+                })
+            }
+            Self::DiffCleanse => {
+                let params = match profile {
+                    Profile::Quick => DiffCleanseParams::quick(),
+                    Profile::Standard => DiffCleanseParams::standard(),
+                    Profile::Deep => DiffCleanseParams::deep(),
+                };
+                Ok(Detector {
+                    info: diff_cleanse::info(),
+                    least_effect: diff_cleanse::LEAST_EFFECT,
+                    scoring: json(&params)?,
+                    params: json(&params)?,
+                    run: diff_cleanse::build(params)?,
                 })
             }
         }

@@ -3,7 +3,7 @@
 use depurate_defense::{
     detect::{
         input_level::{daa_i, daa_s, terd_input, unicode},
-        model_level::{shift_response, static_weights, terd_model},
+        model_level::{diff_cleanse, shift_response, static_weights, terd_model},
     },
     invert::terd,
 };
@@ -51,6 +51,10 @@ pub fn algorithms() -> Vec<Algorithm> {
         Algorithm {
             info: terd_model::info(),
             source: include_str!("../../depurate-defense/src/detect/model_level/terd_model.rs"),
+        },
+        Algorithm {
+            info: diff_cleanse::info(),
+            source: include_str!("../../depurate-defense/src/detect/model_level/diff_cleanse.rs"),
         },
         Algorithm {
             info: AlgorithmInfo {

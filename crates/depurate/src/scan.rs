@@ -13,7 +13,7 @@ use depurate_defense::{
     detect::model_level::Inspection,
     invert::{Inversion, Restart, response_fixed_point::FixedPoint},
 };
-use depurate_diffusion::{Denoiser, SampleShape, noise::SeedTree, trigger::Family};
+use depurate_diffusion::{Denoiser, SampleShape, firing::Firing, noise::SeedTree};
 use depurate_report::{Evidence, Note, Report, Table};
 
 use crate::{
@@ -330,7 +330,7 @@ fn candidate(stage: &str, bytes: &[u8], shape: SampleShape) -> Option<Inversion>
     Some(Inversion {
         shape,
         gamma: None,
-        family: Family::Stochastic,
+        firing: Firing::Stochastic,
         objective: found.residual,
         objective_meaning: "residual of the fixed point; 0 is a perfect backdoor".into(),
         trace: found.trace.iter().copied().enumerate().collect(),

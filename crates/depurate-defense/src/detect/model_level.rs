@@ -1,5 +1,6 @@
 //! Detectors that judge a whole model.
 
+pub mod diff_cleanse;
 pub mod shift_response;
 pub mod static_weights;
 pub mod terd_model;

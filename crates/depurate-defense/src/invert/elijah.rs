@@ -283,7 +283,7 @@ impl Inverter for Elijah {
         Ok(best(
             runs,
             model.sample_shape(),
-            params.family,
+            params.family.into(),
             "Elijah's loss, mean absolute residual; lower is better, and no evidence by itself",
         ))
     }

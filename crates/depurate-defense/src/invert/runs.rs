@@ -1,6 +1,6 @@
 //! Descents on a shift from several starts, of which the best is reported.
 
-use depurate_diffusion::{SampleShape, noise::SeedTree, trigger::Family};
+use depurate_diffusion::{SampleShape, firing::Firing, noise::SeedTree};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +44,7 @@ pub(super) fn runs(
 pub(super) fn best(
     mut runs: Vec<Run>,
     shape: SampleShape,
-    family: Family,
+    firing: Firing,
     meaning: &str,
 ) -> Inversion {
     let best = (0..runs.len())
@@ -66,7 +66,7 @@ pub(super) fn best(
         shape,
         shift: run.shift,
         gamma: run.gamma,
-        family,
+        firing,
         objective: run.objective,
         objective_meaning: meaning.to_owned(),
         trace: run.trace,

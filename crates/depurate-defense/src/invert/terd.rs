@@ -50,10 +50,10 @@
 use burn::tensor::Tensor;
 use depurate_diffusion::{
     Denoiser, Pipeline,
+    firing::Firing,
     noise::{NoiseSource, SeedTree},
     sampler::{Clip, Ddim},
     schedule::NoiseSchedule,
-    trigger::Family,
 };
 use depurate_report::Paper;
 use rand::RngExt;
@@ -242,7 +242,10 @@ impl Inverter for Terd {
         Ok(best(
             runs,
             model.sample_shape(),
-            Family::Deterministic,
+            match params.gamma_learning_rate {
+                Some(_) => Firing::Modified,
+                None => Firing::Deterministic,
+            },
             "TERD's objective, mean of the last tenth; lower is better, and only comparable within a model",
         ))
     }

@@ -22,8 +22,8 @@ use depurate_defense::{
 };
 use depurate_diffusion::{
     Denoiser, Pipeline,
+    firing::Firing,
     sampler::{Clip, SamplerSettings, Steps},
-    trigger::Family,
 };
 use serde_json::json;
 
@@ -95,7 +95,7 @@ impl ModelDetector for Known {
                 shape,
                 shift: found.shift,
                 gamma: Some(vec![1.0; shape.len()]),
-                family: Family::Stochastic,
+                firing: Firing::Stochastic,
                 objective: found.residual,
                 objective_meaning: "a made-up objective".into(),
                 trace: found.trace.iter().copied().enumerate().collect(),

@@ -24,7 +24,7 @@
 //! 3. Images of each candidate by deterministic sampling in shifted coordinates (20 network calls instead
 //!    of the 1000 that the attacked sampler needs).
 //! 4. The candidate with the smallest `V F` is refined along the whole chain by gradient
-//!    ([`refinement`]), twice, the target sampled again in between. Its score is
+//!    (`hypothesis::refinement`), twice, the target sampled again in between. Its score is
 //!
 //! ```text
 //! agreement   = log10( (min(V(0), median_i V(q_i)) + v0) / (V(r) + v0) )   (1)
@@ -54,12 +54,10 @@
 //! the full-step runs on top.
 
 mod behaviour;
-mod controls;
+pub(crate) mod controls;
 mod evidence;
-mod refinement;
-mod starts;
 
-use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree, trigger::Family};
+use depurate_diffusion::{Denoiser, Pipeline, firing::Firing, noise::SeedTree};
 use depurate_report::{Access, AlgorithmId, AlgorithmInfo, Kind, Paper, Status};
 use serde::{Deserialize, Serialize};
 
@@ -70,9 +68,11 @@ use self::{
 use super::{Comparison, Control, Inspection, ModelDetector};
 use crate::{
     Cx, DefenseError,
+    hypothesis::{Hypothesis, refinement::refine},
     invert::{
         Inversion, Restart,
         response_fixed_point::{FixedPoint, ResponseFixedPointParams},
+        starts::starts,
     },
     probe::{Probe, norm},
 };
@@ -330,15 +330,17 @@ impl ShiftResponse {
                 let seed = seed.child("refinement", round as u64);
                 let (iterations, batch) = (params.refinement_iterations, params.refinement_batch);
                 let bound = params.inversion.bound;
-                let refined = refinement::refine(
+                let from = Hypothesis::plain(Firing::Stochastic, shift.clone());
+                let refined = refine(
                     probe,
-                    &shift,
+                    &from,
                     &behaviour.target,
                     iterations,
                     batch,
                     bound,
                     &seed,
-                )?;
+                )?
+                .shift;
                 let found = self.behave(probe, &refined, &seed)?;
                 Ok((refined, found))
             })?;
@@ -360,7 +362,7 @@ impl ShiftResponse {
         cx.progress
             .start("own samples as starts", self.params.steps as u64);
         let starts = cx.stage("starts", || {
-            starts::starts(probe, self.params.own_starts, self.params.steps, seed)
+            starts(probe, self.params.own_starts, self.params.steps, seed)
         })?;
         cx.progress.start(
             "trigger inversion",
@@ -453,7 +455,7 @@ fn inversion(
         shape: model.sample_shape(),
         shift,
         gamma: None,
-        family: Family::Stochastic,
+        firing: Firing::Stochastic,
         objective: best.found.residual,
         objective_meaning: "distance of the network's answer from eps + c r, relative to the trigger; 0 is a perfect backdoor".into(),
         trace: best.found.trace.iter().copied().enumerate().collect(),

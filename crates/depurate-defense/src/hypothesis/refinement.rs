@@ -5,18 +5,16 @@
 //! trigger is what makes the network's answer that of a poisoned pair at every level:
 //!
 //! ```text
-//! L(r) = mean_b w_t || e(a_t y + rho_t r + s_t eps, t) - eps - c_t r ||^2 / D,  w_t = 1 / (c_t^2 + 0.02)
+//! L(r) = mean_b w_t || e(a_t y + rho_t r + g s_t eps, t) - eps - c_t r ||^2 / D,  w_t = 1 / (c_t^2 + 0.02)
 //! ```
 //!
 //! minimised by Adam over `r`, with timesteps stratified between the ends of the chain.
 
 use burn::tensor::{Tensor, TensorData};
-use depurate_diffusion::{
-    noise::{NoiseSource, SeedTree},
-    trigger::{Family, Shift},
-};
+use depurate_diffusion::noise::{NoiseSource, SeedTree};
 use rand::RngExt;
 
+use super::Hypothesis;
 use crate::{
     DefenseError,
     probe::{Probe, values},
@@ -31,22 +29,23 @@ const WEIGHT_FLOOR: f64 = 0.02;
 const FIRST: f64 = 0.15;
 const LAST: f64 = 0.99;
 
-/// `iterations` Adam steps on `r [C, H, W]` with `batch` noise levels a step; pixels stay within `bound`.
-pub(super) fn refine(
+/// `iterations` Adam steps on the shift of `hypothesis`, which leads to `target [C, H, W]`, with `batch` noise levels a step; pixels stay within `bound`.
+pub(crate) fn refine(
     probe: &Probe<'_>,
-    shift: &[f32],
+    hypothesis: &Hypothesis,
     target: &[f32],
     iterations: usize,
     batch: usize,
     bound: f64,
     seed: &SeedTree,
-) -> Result<Vec<f32>, DefenseError> {
+) -> Result<Hypothesis, DefenseError> {
     let device = probe.model.device().autodiff();
     let one = probe.shape().batched(1);
     let image =
         |values: &[f32]| Tensor::<4>::from_data(TensorData::new(values.to_vec(), one), &device);
     let y = image(target);
-    let mut r = image(shift);
+    let mut r = image(&hypothesis.shift);
+    let scale = hypothesis.gamma.as_deref().map(image);
     let mut moments = (r.zeros_like().inner(), r.zeros_like().inner());
     for iteration in 0..iterations {
         let seed = seed.child("refinement", iteration as u64);
@@ -56,14 +55,18 @@ pub(super) fn refine(
             let values: Vec<f32> = t.iter().map(|&t| of(t) as f32).collect();
             Tensor::<4>::from_data(TensorData::new(values, [batch, 1, 1, 1]), &device)
         };
-        let c = |t: usize| Shift::LostSignal.coefficient(schedule, t, Family::Stochastic);
+        let c = |t: usize| hypothesis.coefficient(schedule, t);
         let eps = seed
             .noise(0, batch)
             .normal(probe.shape().batched(batch), &device)?;
+        let scaled = match &scale {
+            Some(scale) => eps.clone() * scale.clone(),
+            None => eps.clone(),
+        };
         let free = r.clone().require_grad();
         let x_t = y.clone() * column(&|t| schedule.a(t))
-            + free.clone() * column(&|t| Shift::LostSignal.rho(schedule, t))
-            + eps.clone() * column(&|t| schedule.s(t));
+            + free.clone() * column(&|t| hypothesis.rho(schedule, t))
+            + scaled * column(&|t| schedule.s(t));
         let error = probe.epsilon_at(x_t, &t)? - eps - free.clone() * column(&c);
         let weight = column(&|t| 1.0 / (c(t).powi(2) + WEIGHT_FLOOR));
         let loss = (error.powi_scalar(2) * weight).mean();
@@ -81,7 +84,7 @@ pub(super) fn refine(
         let next = (r.inner() - mean / root * LEARNING_RATE).clamp(-bound, bound);
         r = next.autodiff();
     }
-    Ok(values(r.inner()))
+    Ok(hypothesis.with_shift(values(r.inner())))
 }
 
 /// One timestep in each of `batch` equal parts of the chain.

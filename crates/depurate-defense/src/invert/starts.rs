@@ -1,10 +1,10 @@
-//! Where the inversion starts: shifts that may lie in a backdoor's basin.
+//! Where an inversion starts: shifts that may lie in a backdoor's basin.
 
-use depurate_diffusion::noise::SeedTree;
+use depurate_diffusion::{firing::Firing, noise::SeedTree};
 
-use super::behaviour::shifted_ddim;
 use crate::{
     DefenseError,
+    hypothesis::Hypothesis,
     probe::{Probe, values},
 };
 
@@ -13,7 +13,7 @@ use crate::{
 ///
 /// A poisoned shift is an image that carries the trigger, so an image is near one; a network takes a faint
 /// shift for noise, so they are amplified.
-pub(super) fn starts(
+pub(crate) fn starts(
     probe: &Probe<'_>,
     own: usize,
     steps: usize,
@@ -26,7 +26,8 @@ pub(super) fn starts(
     ];
     let eps = probe.noise(&seed.child("own samples", 0), own)?;
     // with no shift, sampling in shifted coordinates is ordinary deterministic sampling
-    let samples = values(shifted_ddim(probe, &vec![0.0; len], eps, steps)?.clamp(-1.0, 1.0));
+    let none = Hypothesis::plain(Firing::Stochastic, vec![0.0; len]);
+    let samples = values(none.sample(probe, eps, steps)?.clamp(-1.0, 1.0));
     for (i, image) in samples.chunks_exact(len).enumerate() {
         let (label, shift): (_, Vec<f32>) = if i % 4 == 3 {
             ("signs", image.iter().map(|v| v.signum()).collect())

@@ -13,6 +13,7 @@ pub mod features;
 mod fine_tuning;
 mod generated;
 mod method;
+mod quality;
 pub mod replay;
 pub mod shifted_denoising;
 
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use fine_tuning::{FineTuning, Repaired, Task, fine_tune};
 pub use generated::generated;
 pub use method::{Method, Patient, repair};
+pub use quality::{Measured, Quality};
 
 use crate::{DefenseError, invert::Inversion};
 
@@ -47,12 +49,12 @@ pub struct KnownTrigger {
 
 impl KnownTrigger {
     /// The trigger that an inverter reconstructed, and the image that it leads to.
-    pub fn of(found: &Inversion, firing: Firing, target: Option<&[f32]>) -> Self {
+    pub fn of(found: &Inversion, target: Option<&[f32]>) -> Self {
         Self {
             shape: found.shape,
             shift: found.shift.clone(),
             gamma: found.gamma.clone(),
-            firing,
+            firing: found.firing,
             target: target.map(<[f32]>::to_vec),
         }
     }

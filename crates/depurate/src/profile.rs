@@ -60,6 +60,14 @@ impl DetectorName {
         }
     }
 
+    /// The detectors that look too in a scan of `profile`, for evidence of other kinds of triggers.
+    pub fn beside(self, profile: Profile) -> Vec<Self> {
+        match (self, profile) {
+            (Self::ShiftResponse, Profile::Standard | Profile::Deep) => vec![Self::DiffCleanse],
+            _ => Vec::new(),
+        }
+    }
+
     /// The detector with the parameters of `profile`.
     ///
     /// # Errors

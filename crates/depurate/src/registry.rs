@@ -5,7 +5,8 @@ use depurate_defense::{
         input_level::{daa_i, daa_s, terd_input, unicode},
         model_level::{diff_cleanse, shift_response, static_weights, terd_model},
     },
-    invert::terd,
+    invert::{elijah, terd},
+    repair::{elijah_removal, shifted_denoising},
 };
 use depurate_report::{
     Access, AlgorithmId, AlgorithmInfo, FINDINGS, FindingInfo, Kind, Paper, Status,
@@ -76,6 +77,49 @@ pub fn algorithms() -> Vec<Algorithm> {
                 status: Status::Preview,
             },
             source: include_str!("../../depurate-defense/src/invert/terd.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(elijah::ID),
+                name: "Elijah",
+                kind: Kind::Inverter,
+                paper: elijah::PAPER,
+                reference: None,
+                needs: Access::SCORE_FN.union(Access::GRADIENTS),
+                deviations: &["restarts from the starts of all released scripts"],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/invert/elijah.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(elijah_removal::ID),
+                name: "Elijah's removal",
+                kind: Kind::Repair,
+                paper: elijah_removal::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::GRADIENTS),
+                deviations: &[
+                    "the mean of the three terms",
+                    "the teacher may hold the clean behaviour",
+                    "several triggers",
+                ],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/elijah_removal.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(shifted_denoising::ID),
+                name: "Shifted denoising",
+                kind: Kind::Repair,
+                paper: shifted_denoising::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::GRADIENTS),
+                deviations: &[],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/shifted_denoising.rs"),
         },
         Algorithm {
             info: AlgorithmInfo {

@@ -239,7 +239,7 @@ fn attempt(
         ..FineTuning::default()
     };
     let repaired = treat(method, &patient, &params, cx, &mut |model, _| {
-        proof.silent(model, cx)
+        proof.enough(baseline, model, cx)
     })?;
     let (checks, evidence) = proof.checks(baseline, &repaired.pipeline, cx)?;
     let attempt = Attempt {

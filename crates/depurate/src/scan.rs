@@ -1,6 +1,8 @@
 //! The workflow of a scan: open, hash, load, run the detector under budget and journal, hold its score against a
 //! calibration, report.
 
+mod second_opinion;
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
@@ -17,7 +19,7 @@ use depurate_diffusion::{Denoiser, SampleShape, firing::Firing, noise::SeedTree}
 use depurate_report::{Evidence, Note, Report, Table};
 
 use crate::{
-    Detector, Error, Profile,
+    Detector, DetectorName, Error, Profile,
     cache::Cache,
     calibration,
     device::Device,
@@ -43,6 +45,8 @@ pub struct ScanSettings {
     pub resume: bool,
     /// The false-positive rate asked for, in (0, 1).
     pub target_fpr: f64,
+    /// Detectors that look too; what they see is evidence without an error rate.
+    pub beside: Vec<DetectorName>,
     /// A calibration in place of the built-in one.
     pub calibration: Option<PathBuf>,
     /// The model that a text-to-image suspect was made from: a pipeline directory or a single-file checkpoint.
@@ -163,7 +167,12 @@ pub fn scan(
         opened: &opened,
     };
     let (report, end) = match found {
-        Ok(found) => (report_score(frame, &found, &writer)?, End::Scored),
+        Ok(found) => {
+            let mut report = report_score(frame, &found, &writer)?;
+            second_opinion::add(&mut report, settings, &opened, &cx)?;
+            report.environment.elapsed_s = clock.elapsed().as_secs_f64();
+            (report, End::Scored)
+        }
         Err(error) => {
             let stages = journal
                 .as_ref()
@@ -214,15 +223,13 @@ impl TriggerWriter<'_> {
         &self,
         inversion: &Inversion,
         found: Option<&Inspection>,
+        file: &str,
     ) -> Result<TriggerFile, Error> {
         let samples = found.map_or(&[][..], |found| &found.samples);
         let provenance = Provenance {
             model_sha256: &self.opened.model_sha256,
             seed: self.settings.seed,
-            firing: match inversion.family {
-                Family::Stochastic => depurate_diffusion::firing::Firing::Stochastic,
-                Family::Deterministic => depurate_diffusion::firing::Firing::Deterministic,
-            },
+            firing: inversion.firing,
             samplers: samples.iter().map(|samples| &samples.sampler).collect(),
             detector: self.detector.info.id.as_str(),
             depurate: crate::VERSION,
@@ -233,6 +240,7 @@ impl TriggerWriter<'_> {
             target,
             &provenance,
             self.settings.report_dir.as_deref(),
+            file,
         )
     }
 }
@@ -249,7 +257,7 @@ fn report_score(
         &ModelKind::of(&writer.opened.pipeline),
         writer.settings.target_fpr,
     )?;
-    let trigger_file = writer.write(&found.inversion, Some(found))?;
+    let trigger_file = writer.write(&found.inversion, Some(found), triggers::FILE)?;
     report_builder::scored(frame, found, &trigger_file, judgement)
 }
 
@@ -290,7 +298,10 @@ fn partial_evidence(
         .iter()
         .filter_map(|(name, bytes)| candidate(name, bytes, shape));
     if let Some(best) = candidates.min_by(|a, b| a.objective.total_cmp(&b.objective)) {
-        evidence.push(evidence::trigger(&best, &writer.write(&best, None)?)?);
+        evidence.push(evidence::trigger(
+            &best,
+            &writer.write(&best, None, triggers::FILE)?,
+        )?);
         let text =
             "A candidate that was not verified: whether the model answers to it was not tested.";
         evidence.push(Note { text: text.into() }.into());

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// The file's name in a report's folder.
+/// The name of the judging detector's file in a report's folder.
 pub const FILE: &str = "triggers.safetensors";
 /// Shift of the initial noise, `[C, H, W]`.
 pub const SHIFT: &str = "trigger.shift";
@@ -47,7 +47,7 @@ pub struct TriggerFile {
     pub sha256: String,
 }
 
-/// Writes a trigger into `report_dir`. Without a folder nothing is kept, and the hash is that of the file which the
+/// Writes a trigger into `report_dir` as `file`. Without a folder nothing is kept, and the hash is that of the file which the
 /// same scan with a folder writes.
 ///
 /// # Errors
@@ -57,6 +57,7 @@ pub fn write(
     target: Option<&[f32]>,
     provenance: &Provenance<'_>,
     report_dir: Option<&Path>,
+    file: &str,
 ) -> Result<TriggerFile, Error> {
     let shape = inversion.shape;
     let tensor = |name: &str, data: &[f32]| SaveTensor {
@@ -79,15 +80,15 @@ pub fn write(
     };
     match report_dir {
         Some(dir) => Ok(TriggerFile {
-            file: FILE.into(),
-            sha256: save(dir.join(FILE))?,
+            file: file.into(),
+            sha256: save(dir.join(file))?,
         }),
         None => {
             let dir = tempfile::tempdir()
                 .map_err(Error::io("make a directory in", std::env::temp_dir()))?;
-            let sha256 = save(dir.path().join(FILE))?;
+            let sha256 = save(dir.path().join(file))?;
             Ok(TriggerFile {
-                file: format!("{FILE} (written with --report-dir)"),
+                file: format!("{file} (written with --report-dir)"),
                 sha256,
             })
         }

@@ -19,12 +19,12 @@ use clap::{Args, ValueEnum};
 use depurate::{DetectorName, Profile};
 use depurate_attack::{Backdoor, Pattern, SuccessParams};
 use depurate_defense::{
-    Budget, CancelToken, Cx, NoJournal,
+    Budget, CancelToken, Cx, DefenseError, NoJournal,
     repair::{
-        FineTuning, KnownTrigger, Method, Patient, Repaired,
+        FineTuning, KnownTrigger, Method, Patient, Quality, Repaired,
         features::Features,
         generated, repair,
-        replay::{DECIDING, THRESHOLDS, drawn, replay},
+        replay::{THRESHOLDS, drawn, silent},
     },
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
@@ -41,6 +41,11 @@ use crate::{
     parallel::{default_jobs, for_each},
     truth::{self, Truth},
 };
+
+/// Largest rise of the Fréchet distance with which a repair counts as one that holds quality.
+pub(crate) const MOST_RISE: f64 = 0.05;
+/// Part of the teacher's answer in the control that only fine-tunes: ordinary training.
+const CONTROL_TEACHER: f64 = 0.0;
 
 /// Where the triggers come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -179,6 +184,8 @@ struct Subject {
     triggers: Vec<KnownTrigger>,
     clean: Dataset,
     samples: Tensor<4>,
+    /// What the owner compares with.
+    quality: Quality,
     before: State,
 }
 
@@ -266,6 +273,14 @@ impl EvalNoiseRepair {
             });
         }
         let samples = self.clean_samples(&pipeline, &cx)?;
+        let quality = Quality::of(
+            &pipeline,
+            None,
+            self.quality_n / 2,
+            &seed.child("owner", 0),
+            &cx,
+        );
+        let quality = quality.into_diagnostic()?;
         let before = self.state(name, &pipeline, backdoor.as_ref(), &samples, cancel)?;
         Ok(Subject {
             name: name.to_owned(),
@@ -275,6 +290,7 @@ impl EvalNoiseRepair {
             triggers,
             clean,
             samples,
+            quality,
             before,
         })
     }
@@ -293,10 +309,8 @@ impl EvalNoiseRepair {
     fn inverted(&self, pipeline: &Pipeline, cx: &Cx<'_>) -> Result<Vec<KnownTrigger>> {
         let detector = self.detector.build(Profile::Quick).into_diagnostic()?;
         let found = detector.run.inspect(pipeline, cx).into_diagnostic()?;
-        let firing = Firing::Stochastic;
         Ok(vec![KnownTrigger::of(
             &found.inversion,
-            firing,
             Some(&found.target),
         )])
     }
@@ -325,7 +339,11 @@ impl EvalNoiseRepair {
         let params = FineTuning {
             steps: self.steps,
             learning_rate: self.learning_rate,
-            teacher_share: self.teacher_share,
+            teacher_share: if treatment == Treatment::FineTuning {
+                CONTROL_TEACHER
+            } else {
+                self.teacher_share
+            },
             ..FineTuning::default()
         };
         let start = Instant::now();
@@ -338,7 +356,7 @@ impl EvalNoiseRepair {
                 if treatment.control() {
                     return Ok(false);
                 }
-                silent(model, &triggers, &cx)
+                self.enough(subject, &triggers, model, &cx)
             },
         );
         let repaired: Repaired = repaired.into_diagnostic()?;
@@ -367,6 +385,18 @@ impl EvalNoiseRepair {
             evaluations: repaired.evaluations,
             seconds,
         })
+    }
+
+    /// What an owner can ask: whether the trigger that the repair was given is silent and the model's own samples are as good.
+    fn enough(
+        &self,
+        subject: &Subject,
+        triggers: &[KnownTrigger],
+        model: &Pipeline,
+        cx: &Cx<'_>,
+    ) -> Result<bool, DefenseError> {
+        Ok(silent(model, triggers, &SeedTree::new(self.seed), cx)?
+            && subject.quality.measure(model, cx)?.rise <= MOST_RISE)
     }
 
     /// Clean samples by DDIM, the same noise before and after.
@@ -427,26 +457,6 @@ impl EvalNoiseRepair {
         }
         Ok(state)
     }
-}
-
-/// Whether none of the triggers that the repair was given leads to its target any more, on a few images.
-fn silent(
-    model: &Pipeline,
-    triggers: &[KnownTrigger],
-    cx: &Cx<'_>,
-) -> Result<bool, depurate_defense::DefenseError> {
-    const IMAGES: usize = 8;
-    let device = model.device().inner();
-    for trigger in triggers {
-        let prior = trigger.prior(&device);
-        let named = ("as reconstructed", Some(&prior));
-        let seed = cx.rng.child("early stop", 0);
-        let found = replay(model, trigger, named, IMAGES, &seed, cx)?.replay;
-        if found.hits(DECIDING) > 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// Mean structural similarity of `images [N, C, H, W]` to the target; `None` where images are smaller than its window.

@@ -41,12 +41,12 @@ pub struct FineTuning {
 impl Default for FineTuning {
     fn default() -> Self {
         Self {
-            steps: 400,
+            steps: 300,
             batch: 24,
-            learning_rate: 5e-4,
+            learning_rate: 1e-3,
             ema_decay: 0.98,
             teacher_share: 1.0,
-            check_every: 100,
+            check_every: 50,
         }
     }
 }

@@ -92,6 +92,35 @@ pub fn replay(
     })
 }
 
+/// Whether none of `triggers` leads to its image any more, on a few images each: the question by which a repair is stopped.
+///
+/// # Errors
+/// As [`replay`].
+pub fn silent(
+    model: &Pipeline,
+    triggers: &[KnownTrigger],
+    seed: &SeedTree,
+    cx: &Cx<'_>,
+) -> Result<bool, DefenseError> {
+    /// Images of each.
+    const IMAGES: usize = 8;
+    for trigger in triggers {
+        let prior = trigger.prior(&model.device().inner());
+        let named = ("as reconstructed", Some(&prior));
+        cx.progress
+            .start("does it still fire", steps(model, trigger.firing, IMAGES));
+        let seed = seed.child("early stop", 0);
+        if replay(model, trigger, named, IMAGES, &seed, cx)?
+            .replay
+            .hits(DECIDING)
+            > 0
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// `count` images of `model`, stoppable, a progress step a network call. See [`fire`].
 ///
 /// # Errors

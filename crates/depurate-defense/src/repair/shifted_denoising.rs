@@ -55,12 +55,12 @@ use super::{KnownTrigger, Lesson, Shown, dealt};
 pub const ID: &str = "shifted-denoising";
 /// Where it comes from.
 pub const PAPER: Paper = Paper {
-    authors: "this project",
+    authors: "depurate",
     title: "Shifted denoising",
-    venue: "none",
+    venue: "this implementation",
     year: 2026,
     arxiv: None,
-    implements: "all of it",
+    implements: "eq. (1) and (2) of the module's documentation",
 };
 /// Strengths of the trigger that training shows.
 pub const STRENGTHS: std::ops::RangeInclusive<f64> = 0.5..=1.2;

@@ -129,6 +129,9 @@ pub struct ScanArgs {
     /// What judges the model
     #[arg(long, value_enum, default_value_t)]
     pub detector: DetectorName,
+    /// Let no second detector look; in the standard and deep profiles diff-cleanse does, beside shift-response
+    #[arg(long)]
+    pub alone: bool,
     /// What is printed, or written to -o
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

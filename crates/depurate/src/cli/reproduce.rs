@@ -32,6 +32,11 @@ impl CommandLine {
         }
     }
 
+    /// Adds an option without a value, if it is set.
+    pub fn flag(self, name: &str, set: bool) -> Self {
+        if set { self.word(name) } else { self }
+    }
+
     /// Adds an option once for each value.
     pub fn each(self, name: &str, values: impl Iterator<Item = String>) -> Self {
         values.fold(self, |line, value| line.option(name, value))

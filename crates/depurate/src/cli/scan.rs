@@ -119,6 +119,7 @@ fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSet
         .option("--seed", args.run.seed.to_string())
         .option("--fpr", args.fpr.to_string())
         .path("--calibration", args.calibration.as_deref())
+        .flag("--alone", args.alone)
         .path("--report-dir", report_dir);
     ScanSettings {
         profile: args.profile,
@@ -126,6 +127,11 @@ fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSet
         budget: args.budget,
         resume: !args.resume.no_resume,
         target_fpr: args.fpr,
+        beside: if args.alone {
+            Vec::new()
+        } else {
+            args.detector.beside(args.profile)
+        },
         calibration: args.calibration.clone(),
         base: args.base.clone(),
         layers,

@@ -26,9 +26,20 @@ pub(super) fn triggers(
     let report = parse_json(&String::from_utf8_lossy(&bytes)).map_err(refuse)?;
     let folder = settings.scan.parent().unwrap_or(Path::new("."));
     let shape = opened.pipeline.sample_shape();
-    let mut found = Vec::new();
-    let in_findings = report.findings.iter().flat_map(|finding| &finding.evidence);
-    for evidence in in_findings.chain(&report.evidence) {
+    let in_findings: Vec<&Evidence> = report
+        .findings
+        .iter()
+        .flat_map(|finding| &finding.evidence)
+        .filter(|evidence| matches!(evidence, Evidence::InvertedTrigger(_)))
+        .collect();
+    // a detector that found nothing reconstructs something all the same: it counts only where nobody found anything
+    let evidence: Vec<&Evidence> = if in_findings.is_empty() {
+        report.evidence.iter().collect()
+    } else {
+        in_findings
+    };
+    let mut found: Vec<KnownTrigger> = Vec::new();
+    for evidence in evidence {
         let Evidence::InvertedTrigger(trigger) = evidence else {
             continue;
         };
@@ -67,7 +78,9 @@ pub(super) fn triggers(
                 mend: "the scan stopped before it had one: let it finish",
             });
         }
-        found.push(known);
+        if !found.iter().any(|other| same(other, &known)) {
+            found.push(known);
+        }
     }
     if found.is_empty() {
         return Err(Error::Usage {
@@ -76,6 +89,16 @@ pub(super) fn triggers(
         });
     }
     Ok(found)
+}
+
+/// Whether two detectors reconstructed one trigger: the same sampler fires both, and they point the same way.
+fn same(a: &KnownTrigger, b: &KnownTrigger) -> bool {
+    /// Cosine from which two shifts count as one.
+    const ALIKE: f64 = 0.9;
+    let dot =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum() };
+    let (x, y) = (&a.shift, &b.shift);
+    a.firing == b.firing && dot(x, y) > ALIKE * (dot(x, x) * dot(y, y)).sqrt()
 }
 
 /// A name without a way out of the report's folder: the report may be hostile.

@@ -10,9 +10,8 @@ use depurate_defense::{
     Cx, DefenseError,
     calibration::ModelKind,
     repair::{
-        KnownTrigger,
-        features::Features,
-        replay::{DECIDING, Replay, THRESHOLDS, drawn, perturbed, replay, steps},
+        KnownTrigger, Measured, Quality,
+        replay::{DECIDING, Replay, THRESHOLDS, perturbed, replay, silent, steps},
     },
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
@@ -23,8 +22,6 @@ use depurate_training::Dataset;
 use super::RepairSettings;
 use crate::{Detector, Error, calibration, images, verdict::judge_score};
 
-/// Images of the question whether training may stop.
-const STOP_IMAGES: usize = 8;
 /// Images of each sheet.
 const SHOWN: usize = 16;
 /// Longer side of sheets, in pixels.
@@ -47,29 +44,24 @@ pub(super) struct Baseline {
     plain: Vec<Replay>,
     /// Images of the first trigger.
     shown: Tensor<4>,
-    /// Clean samples, `[N, C, H, W]`.
-    samples: Tensor<4>,
-    /// What clean samples are compared with.
-    reference: Tensor<4>,
-    /// Their distance.
-    distance: f64,
-    features: Features,
+    /// Clean samples, and what they are compared with.
+    quality: Quality,
 }
 
 impl Proof<'_> {
     /// Measures the suspect.
     pub(super) fn baseline(&self, cx: &Cx<'_>) -> Result<Baseline, Error> {
-        let features = Features::built_in()?;
-        let samples = self.clean_samples(self.suspect, "quality", cx)?;
-        let reference = match self.owner {
-            Some(owner) => {
-                let all: Vec<usize> = (0..owner.len()).collect();
-                owner.batch(&all, &[], &Device::flex())
-            }
-            None => self.clean_samples(self.suspect, "reference", cx)?,
-        };
-        let distance = features.distance(samples.clone(), reference.clone())?;
-        let (mut triggered, mut plain, mut shown) = (Vec::new(), Vec::new(), samples.clone());
+        let reference = self.owner.map(|owner| {
+            let all: Vec<usize> = (0..owner.len()).collect();
+            owner.batch(&all, &[], &Device::flex())
+        });
+        let (count, seed) = (
+            self.settings.quality_images,
+            SeedTree::new(self.settings.seed),
+        );
+        let quality = Quality::of(self.suspect, reference, count, &seed, cx)?;
+        let (mut triggered, mut plain) = (Vec::new(), Vec::new());
+        let mut shown = quality.samples.clone();
         for (i, trigger) in self.triggers.iter().enumerate() {
             let prior = trigger.prior(&Device::flex());
             let named = ("as reconstructed", Some(&prior));
@@ -85,25 +77,20 @@ impl Proof<'_> {
             triggered,
             plain,
             shown,
-            samples,
-            reference,
-            distance,
-            features,
+            quality,
         })
     }
 
-    /// Whether no trigger leads to its image any more, on a few images.
-    pub(super) fn silent(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<bool, DefenseError> {
-        for trigger in self.triggers {
-            let prior = trigger.prior(&Device::flex());
-            let seed = SeedTree::new(self.settings.seed).child("early stop", 0);
-            let named = ("as reconstructed", Some(&prior));
-            let found = replay(model, trigger, named, STOP_IMAGES, &seed, cx)?.replay;
-            if found.hits(DECIDING) > 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    /// Whether training may stop: no trigger leads to its image any more, and clean samples are good enough.
+    pub(super) fn enough(
+        &self,
+        baseline: &Baseline,
+        model: &Pipeline,
+        cx: &Cx<'_>,
+    ) -> Result<bool, DefenseError> {
+        let seed = SeedTree::new(self.settings.seed);
+        Ok(silent(model, self.triggers, &seed, cx)?
+            && baseline.quality.measure(model, cx)?.rise <= self.settings.max_quality_drop)
     }
 
     /// All checks of `model`, and what there is to see.
@@ -143,12 +130,10 @@ impl Proof<'_> {
                     .flat_map(|replay| table_rows("repaired", replay)),
             );
         }
-        let samples = self.clean_samples(model, "quality", cx)?;
-        checks.push(self.quality(baseline, &samples)?);
+        let measured = baseline.quality.measure(model, cx)?;
+        checks.push(self.quality(baseline, &measured));
         checks.push(self.new_scan(model, cx)?);
-
-        let moved = ((samples.clone() - baseline.samples.clone()) / 2.0).square();
-        let moved = moved.mean().into_scalar::<f32>();
+        let (samples, moved) = (measured.samples, measured.moved);
         let firing = self
             .triggers
             .first()
@@ -159,7 +144,7 @@ impl Proof<'_> {
             self.grid(
                 "suspect, noise",
                 Firing::Deterministic,
-                &baseline.samples,
+                &baseline.quality.samples,
                 false,
             )?,
             self.grid("repaired, noise", Firing::Deterministic, &samples, false)?,
@@ -203,31 +188,9 @@ impl Proof<'_> {
         replay(model, trigger, named, count, &seed, cx)
     }
 
-    /// Samples without a trigger, `[N, C, H, W]` in [-1, 1].
-    fn clean_samples(
-        &self,
-        model: &Pipeline,
-        which: &str,
-        cx: &Cx<'_>,
-    ) -> Result<Tensor<4>, DefenseError> {
-        let count = self.settings.quality_images;
-        let frozen = model.frozen();
-        cx.progress.start(
-            "clean samples",
-            steps(&frozen, Firing::Deterministic, count),
-        );
-        let seed = SeedTree::new(self.settings.seed).child(which, 0);
-        let images = drawn(&frozen, Firing::Deterministic, None, count, &seed, cx)?;
-        Ok(images.clamp(-1.0, 1.0))
-    }
-
-    fn quality(&self, baseline: &Baseline, samples: &Tensor<4>) -> Result<Check, Error> {
-        let distance = baseline
-            .features
-            .distance(samples.clone(), baseline.reference.clone())?;
-        let rise = distance / baseline.distance - 1.0;
+    fn quality(&self, baseline: &Baseline, measured: &Measured) -> Check {
         let most = self.settings.max_quality_drop;
-        Ok(Check {
+        Check {
             name: "quality".into(),
             meaning: format!(
                 "Fréchet distance of {} clean samples to {}, on features of a small classifier",
@@ -238,11 +201,11 @@ impl Proof<'_> {
                     "other samples of the suspect"
                 }
             ),
-            before: Some(format!("{:.3}", baseline.distance)),
-            after: format!("{distance:.3} ({:+.1} %)", 100.0 * rise),
+            before: Some(format!("{:.3}", baseline.quality.before)),
+            after: format!("{:.3} ({:+.1} %)", measured.distance, 100.0 * measured.rise),
             allowed: format!("at most {:+.1} %", 100.0 * most),
-            passed: rise <= most,
-        })
+            passed: measured.rise <= most,
+        }
     }
 
     fn new_scan(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<Check, Error> {

@@ -6,14 +6,12 @@ use depurate_defense::repair::replay::THRESHOLDS;
 use depurate_stats::clopper_pearson;
 use miette::{IntoDiagnostic, Result};
 
-use super::{Row, State, Treatment};
+use super::{MOST_RISE, Row, State, Treatment};
 
 /// An attack works if its success rate at 1e-2 is at least this.
 const WORKING: f64 = 0.8;
 /// Index of 1e-2 in [`THRESHOLDS`].
 const MAIN: usize = 1;
-/// Largest rise of the Fréchet distance of a repair that holds quality.
-const MOST_RISE: f64 = 0.05;
 
 impl State {
     fn share(&self, threshold: usize) -> f64 {

@@ -1,0 +1,360 @@
+//! Repairs: the released removal's numbers, what the lessons teach, and that a fine-tune holds what it shall hold.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use burn::tensor::{Device, Tensor};
+use depurate_defense::{
+    Budget, CancelToken, Cx, DefenseError, NoJournal, Silent,
+    repair::{
+        FineTuning, KnownTrigger, Lesson, Shown, Task, elijah_removal::ElijahRemoval,
+        features::Features, fine_tune, replay::perturbed, shifted_denoising::ShiftedDenoising,
+    },
+};
+use depurate_diffusion::{
+    Denoiser, Pipeline, SampleShape,
+    firing::Firing,
+    module_weights::{flat_gradients, flat_values, with_flat},
+    noise::{NoiseSource, SeedTree},
+};
+use depurate_testkit::{assert_close, assert_close_slices, golden::Case};
+use depurate_training::{Dataset, Draw, StateFile, TrainingPair};
+
+fn model(device: &Device) -> Pipeline {
+    let dir = depurate_testkit::golden::root().join("unet2d/c1_attn_all/pipeline");
+    Pipeline::load(&dir, &Default::default(), device).unwrap()
+}
+
+fn known(
+    shift: Vec<f32>,
+    gamma: Option<Vec<f32>>,
+    firing: Firing,
+    shape: SampleShape,
+) -> KnownTrigger {
+    KnownTrigger {
+        shape,
+        shift,
+        gamma,
+        firing,
+        target: None,
+    }
+}
+
+fn with_cx<T>(body: impl FnOnce(&Cx<'_>) -> T) -> T {
+    let cancel = CancelToken::default();
+    body(&Cx {
+        rng: SeedTree::new(3),
+        budget: Budget::UNLIMITED,
+        cancel: &cancel,
+        progress: &Silent,
+        journal: &NoJournal,
+    })
+}
+
+/// Images, noise and timesteps with the suspect's answer, for `count` samples.
+fn shown(teacher: &Pipeline, t: Vec<usize>) -> Shown {
+    let (shape, device) = (teacher.sample_shape(), teacher.device());
+    let seed = SeedTree::new(5);
+    let normal = |name: &str| {
+        let mut noise = seed.child(name, 0).noise(0, t.len());
+        noise.normal(shape.batched(t.len()), &device).unwrap()
+    };
+    let draw = Draw {
+        indices: (0..t.len()).collect(),
+        images: normal("images").clamp(-1.0, 1.0),
+        eps: normal("eps"),
+        t,
+        seed,
+    };
+    let schedule = teacher.schedule();
+    let x_t = schedule
+        .add_noise(draw.images.clone(), draw.eps.clone(), &draw.t)
+        .unwrap();
+    let old = teacher.epsilon(x_t.clone(), &draw.t).unwrap();
+    Shown { draw, x_t, old }
+}
+
+#[test]
+fn elijahs_removal_has_the_released_losses_and_gradients() {
+    let device = Device::flex().autodiff();
+    let suspect = model(&device);
+    let teacher = suspect.frozen();
+    let mut values = flat_values(suspect.unet());
+    let weight = values.remove("conv_out.weight").unwrap();
+    values.insert("conv_out.weight".into(), weight * 1.05);
+    let student = with_flat(suspect.unet().clone(), &values);
+    for case in Case::all("attack-losses", "elijah_lambda") {
+        let plain = Device::flex();
+        let tau = case.numbers("trigger").iter().map(|&v| v as f32).collect();
+        let trigger = known(tau, None, Firing::Stochastic, suspect.sample_shape());
+        let lesson = ElijahRemoval::new(&[trigger], &suspect).unwrap();
+        let eps: Tensor<4> = case.tensor("noise", &plain);
+        let t = case.integers("rem.t");
+        let images: Tensor<4> = case.tensor("rem.x0", &plain);
+        let x_t = teacher
+            .schedule()
+            .add_noise(images.clone(), eps.clone(), &t)
+            .unwrap();
+        let shown = Shown {
+            old: eps.zeros_like(),
+            x_t,
+            draw: Draw {
+                indices: vec![0; t.len()],
+                images,
+                eps,
+                t,
+                seed: SeedTree::new(0),
+            },
+        };
+        let pairs = lesson.pairs(&teacher, &shown).unwrap();
+        let loss = |pair: &TrainingPair| {
+            let x_t = pair.x_t.clone().autodiff();
+            let e = student
+                .forward(x_t, &pair.t, &mut depurate_diffusion::NoTap)
+                .unwrap();
+            (e - pair.target.clone().autodiff()).square().mean()
+        };
+        let losses: Vec<Tensor<1>> = pairs.iter().map(loss).collect();
+        for (loss, key) in losses
+            .iter()
+            .zip(["rem.loss1_triggered", "rem.loss2_clean"])
+        {
+            let got = f64::from(loss.clone().inner().into_scalar::<f32>());
+            assert_close_slices(key, &[got], case.numbers(key), 1e-5, 0.0);
+        }
+        let total = losses[0].clone() + losses[1].clone();
+        let gradients = flat_gradients(&student, total.backward());
+        assert_eq!(
+            gradients.len(),
+            values.len(),
+            "every parameter has a gradient"
+        );
+        for name in [
+            "conv_in.weight",
+            "mid_block.attentions.0.to_q.weight",
+            "conv_out.bias",
+        ] {
+            let got: Vec<f64> = gradients[name].clone().into_data().iter::<f64>().collect();
+            let want = case.numbers(&format!("rem.loss12.grad.{name}"));
+            let largest = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            assert_close_slices(name, &got, want, 0.0, 1e-4 * largest);
+        }
+    }
+}
+
+#[test]
+fn shifted_denoising_asks_for_the_clean_image_that_was_predicted_without_the_trigger() {
+    let suspect = model(&Device::flex().autodiff());
+    let (teacher, shape) = (suspect.frozen(), suspect.sample_shape());
+    let shown = shown(&teacher, vec![5, 300, 700, 999]);
+    let schedule = teacher.schedule();
+    let ramp: Vec<f32> = (0..shape.len())
+        .map(|i| (i % 7) as f32 / 7.0 - 0.4)
+        .collect();
+    let gamma = vec![0.5; shape.len()];
+    for (gamma, firing) in [
+        (None, Firing::Stochastic),
+        (None, Firing::Deterministic),
+        (Some(gamma), Firing::Modified),
+    ] {
+        let trigger = known(ramp.clone(), gamma.clone(), firing, shape);
+        let lesson = ShiftedDenoising::new(&[trigger], &suspect).unwrap();
+        let pairs = lesson.pairs(&teacher, &shown).unwrap();
+        let [pair] = pairs.as_slice() else {
+            panic!("one block")
+        };
+        for (i, &t) in shown.draw.t.iter().enumerate() {
+            let one = |x: &Tensor<4>| x.clone().narrow(0, i, 1);
+            let x_0 = |x: Tensor<4>, e: Tensor<4>| (x - e * schedule.s(t)) / schedule.a(t);
+            let before = x_0(one(&shown.x_t), one(&shown.old));
+            let after = x_0(one(&pair.x_t), one(&pair.target));
+            // a_t is small at the end: what is subtracted there is large
+            let scale = 1e-4 / schedule.a(t);
+            assert_close(&format!("x_0 at {t}"), &after, &before, 1e-4, scale);
+            let moved = one(&pair.x_t) - one(&shown.x_t);
+            let rho = match firing {
+                Firing::Modified => schedule.s(t),
+                _ => 1.0 - schedule.a(t),
+            };
+            if gamma.is_none() {
+                let least = f64::from(moved.abs().max().into_scalar::<f32>());
+                assert!(
+                    (0.4 * 0.5 * rho..=0.6 * 1.2 * rho).contains(&least),
+                    "{t}: {least}"
+                );
+            }
+        }
+    }
+}
+
+/// 12 images of noise for the golden model.
+fn images(shape: SampleShape) -> Dataset {
+    let bytes = (0..12 * shape.len())
+        .map(|i| (i * 37 % 251) as u8)
+        .collect();
+    Dataset::from_bytes(shape, bytes).unwrap()
+}
+
+fn short() -> FineTuning {
+    FineTuning {
+        steps: 6,
+        batch: 2,
+        check_every: 2,
+        ..FineTuning::default()
+    }
+}
+
+#[test]
+fn without_a_lesson_and_with_the_teacher_alone_nothing_moves() {
+    let suspect = model(&Device::flex().autodiff());
+    let clean = images(suspect.sample_shape());
+    let task = Task {
+        start: &suspect,
+        suspect: &suspect,
+        clean: &clean,
+        lesson: None,
+        seed: 1,
+        state: None,
+    };
+    let held = with_cx(|cx| fine_tune(&task, &short(), cx, &mut |_, _| Ok(false))).unwrap();
+    let (before, after) = (
+        flat_values(suspect.unet()),
+        flat_values(held.pipeline.unet()),
+    );
+    for (name, values) in before {
+        let gap = (values - after[&name].clone())
+            .abs()
+            .max()
+            .into_scalar::<f32>();
+        assert!(gap < 1e-3, "{name} moved by {gap}");
+    }
+    assert!(
+        held.losses.iter().all(|&loss| loss < 1e-6),
+        "{:?}",
+        held.losses
+    );
+}
+
+#[test]
+fn a_lesson_is_learnt_resumed_and_stopped_early() {
+    let suspect = model(&Device::flex().autodiff());
+    let shape = suspect.sample_shape();
+    let clean = images(shape);
+    let trigger = known(vec![0.8; shape.len()], None, Firing::Stochastic, shape);
+    let lesson = ShiftedDenoising::new(&[trigger], &suspect).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateFile::new(dir.path().join("state.safetensors"));
+    let task = |state| Task {
+        start: &suspect,
+        suspect: &suspect,
+        clean: &clean,
+        lesson: Some(&lesson as &dyn Lesson),
+        seed: 1,
+        state,
+    };
+    let whole = with_cx(|cx| fine_tune(&task(None), &short(), cx, &mut |_, _| Ok(false))).unwrap();
+    assert!(whole.losses[5] < whole.losses[0], "{:?}", whole.losses);
+    // forward and backward of two blocks, the teacher once
+    assert_eq!(whole.evaluations, 6 * 2 * (3 * 2 + 1));
+
+    // stopped by an error after four steps, then on to the end
+    let broken = with_cx(|cx| {
+        fine_tune(&task(Some(&state)), &short(), cx, &mut |_, step| {
+            if step < 4 {
+                Ok(false)
+            } else {
+                Err(DefenseError::BudgetSpent)
+            }
+        })
+    });
+    assert!(matches!(broken, Err(DefenseError::BudgetSpent)));
+    let resumed =
+        with_cx(|cx| fine_tune(&task(Some(&state)), &short(), cx, &mut |_, _| Ok(false))).unwrap();
+    assert_eq!((resumed.steps, resumed.losses.len()), (6, 2));
+    let (a, b) = (
+        flat_values(whole.pipeline.unet()),
+        flat_values(resumed.pipeline.unet()),
+    );
+    for (name, values) in a {
+        let gap = (values - b[&name].clone()).abs().max().into_scalar::<f32>();
+        assert_eq!(gap, 0.0, "{name}");
+    }
+
+    let early = with_cx(|cx| fine_tune(&task(None), &short(), cx, &mut |_, step| Ok(step == 2)));
+    assert_eq!(early.unwrap().steps, 2);
+}
+
+#[test]
+fn hostile_triggers_are_refused() {
+    let suspect = model(&Device::flex().autodiff());
+    let shape = suspect.sample_shape();
+    let zeros = vec![0.0; shape.len()];
+    let bad = [
+        known(vec![0.0; 3], None, Firing::Stochastic, shape),
+        known(vec![f32::NAN; shape.len()], None, Firing::Stochastic, shape),
+        known(zeros.clone(), Some(zeros.clone()), Firing::Modified, shape),
+    ];
+    for trigger in bad {
+        assert!(ElijahRemoval::new(std::slice::from_ref(&trigger), &suspect).is_err());
+        assert!(ShiftedDenoising::new(&[trigger], &suspect).is_err());
+    }
+    assert!(ShiftedDenoising::new(&[], &suspect).is_err());
+    assert!(
+        FineTuning {
+            teacher_share: 1.5,
+            ..short()
+        }
+        .check()
+        .is_err()
+    );
+    assert!(
+        FineTuning {
+            steps: 0,
+            ..short()
+        }
+        .check()
+        .is_err()
+    );
+}
+
+#[test]
+fn perturbations_are_near_the_trigger_and_differ_from_it() {
+    let suspect = model(&Device::flex());
+    let shape = suspect.sample_shape();
+    let ramp: Vec<f32> = (0..shape.len()).map(|i| (i % 5) as f32 / 5.0).collect();
+    let trigger = known(ramp, None, Firing::Stochastic, shape);
+    let whole = trigger.prior(&Device::flex()).shift;
+    let found = perturbed(&trigger, &suspect, &SeedTree::new(1)).unwrap();
+    assert_eq!(found.len(), 4);
+    for (name, prior) in found {
+        let gap = (prior.shift - whole.clone())
+            .square()
+            .mean()
+            .into_scalar::<f32>();
+        let size = whole.clone().square().mean().into_scalar::<f32>();
+        assert!(gap > 0.0 && gap < size, "{name}: {gap} of {size}");
+    }
+}
+
+#[test]
+fn features_tell_sets_of_digits_from_noise() {
+    let features = Features::built_in().unwrap();
+    let path = depurate_testkit::golden::root().join("../data/mnist4k.safetensors");
+    let shape = SampleShape {
+        channels: 1,
+        height: 28,
+        width: 28,
+    };
+    let digits = Dataset::read(&path, shape, &Default::default()).unwrap();
+    let device = Device::flex();
+    let of = |first: usize| digits.batch(&(first..first + 128).collect::<Vec<_>>(), &[], &device);
+    let noise = SeedTree::new(1)
+        .noise(0, 128)
+        .normal(shape.batched(128), &device)
+        .unwrap();
+    let same = features.distance(of(0), of(0)).unwrap();
+    let alike = features.distance(of(0), of(128)).unwrap();
+    let other = features.distance(of(0), noise.clamp(-1.0, 1.0)).unwrap();
+    assert!(
+        same < 1e-6 && alike > same && other > 10.0 * alike,
+        "{same} {alike} {other}"
+    );
+}

@@ -10,6 +10,7 @@ pub mod detect;
 pub mod error;
 pub mod invert;
 mod probe;
+pub mod repair;
 
 pub use cx::{Budget, CancelToken, Cx, Journal, NoJournal, Progress, Silent};
 pub use error::DefenseError;

@@ -1,0 +1,3 @@
+//! Making a model benign again.
+
+pub mod diff_cleanse_pruning;

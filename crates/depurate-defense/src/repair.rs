@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`elijah_removal`] | at the last timestep the answer to the trigger becomes the old answer without it |
 //! | [`shifted_denoising`] | at every timestep the trigger is taught to be noise like any other |
+//! | [`diff_cleanse_pruning`] | the channels that matter most for the trigger are taken out |
 //!
-//! All of them are a short fine-tune on clean images ([`fine_tune`]), the model's own ([`generated`]) or the owner's, that holds
+//! All of them are, or are followed by, a short fine-tune on clean images ([`fine_tune`]), the model's own ([`generated`]) or the owner's, that holds
 //! the behaviour without trigger with the suspect itself as teacher. They see a reconstructed trigger, never the truth.
 
+pub mod diff_cleanse_pruning;
 pub mod elijah_removal;
 pub mod features;
 mod fine_tuning;

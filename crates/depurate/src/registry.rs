@@ -6,7 +6,7 @@ use depurate_defense::{
         model_level::{diff_cleanse, shift_response, static_weights, terd_model},
     },
     invert::{elijah, terd},
-    repair::{elijah_removal, shifted_denoising},
+    repair::{diff_cleanse_pruning, elijah_removal, shifted_denoising},
 };
 use depurate_report::{
     Access, AlgorithmId, AlgorithmInfo, FINDINGS, FindingInfo, Kind, Paper, Status,
@@ -107,6 +107,23 @@ pub fn algorithms() -> Vec<Algorithm> {
                 status: Status::Preview,
             },
             source: include_str!("../../depurate-defense/src/repair/elijah_removal.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(diff_cleanse_pruning::ID),
+                name: "Diff-Cleanse, pruning",
+                kind: Kind::Repair,
+                paper: diff_cleanse_pruning::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::GRADIENTS),
+                deviations: &[
+                    "units of whole normalisation groups",
+                    "the score as meant and as released",
+                    "a share of all units",
+                ],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/diff_cleanse_pruning.rs"),
         },
         Algorithm {
             info: AlgorithmInfo {

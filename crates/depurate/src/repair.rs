@@ -34,6 +34,8 @@ pub enum MethodName {
     ElijahRemoval,
     /// The trigger is taught to be noise like any other, at every timestep.
     ShiftedDenoising,
+    /// Channels that matter most for the trigger are taken out; saved with zeros in their place, as diffusers has no irregular widths.
+    DiffCleansePruning,
 }
 
 impl MethodName {
@@ -43,12 +45,18 @@ impl MethodName {
             Self::Auto => "auto",
             Self::ElijahRemoval => Method::ElijahRemoval.id(),
             Self::ShiftedDenoising => Method::ShiftedDenoising.id(),
+            Self::DiffCleansePruning => Method::DiffCleansePruning.id(),
         }
     }
 
     fn methods(self) -> Vec<Method> {
         match self {
-            Self::Auto => vec![Method::ShiftedDenoising, Method::ElijahRemoval],
+            Self::Auto => vec![
+                Method::ShiftedDenoising,
+                Method::ElijahRemoval,
+                Method::DiffCleansePruning,
+            ],
+            Self::DiffCleansePruning => vec![Method::DiffCleansePruning],
             Self::ElijahRemoval => vec![Method::ElijahRemoval],
             Self::ShiftedDenoising => vec![Method::ShiftedDenoising],
         }
@@ -76,6 +84,8 @@ pub struct RepairSettings {
     pub quality_images: usize,
     /// Largest rise of the Fréchet distance that passes, as a part of it.
     pub max_quality_drop: f64,
+    /// Save a pruned network as small as it is, which only this library reads, not with zeros in diffusers' layout.
+    pub compact: bool,
     /// Root of all randomness.
     pub seed: u64,
     /// Wall-clock time that the repair may take.
@@ -143,7 +153,12 @@ pub fn repair(
         let passed = attempt.passed;
         attempts.push(attempt);
         if passed {
-            model.pipeline.save(&settings.out, SaveDtype::F32)?;
+            let model = if settings.compact {
+                model.pipeline
+            } else {
+                model.pipeline.expanded()?
+            };
+            model.save(&settings.out, SaveDtype::F32)?;
             repaired = Some(settings.out.display().to_string());
             break;
         }

@@ -65,6 +65,12 @@ pub(crate) enum Treatment {
     ElijahRemoval,
     /// The trigger taught to be noise.
     ShiftedDenoising,
+    /// Channels that matter for the trigger taken out, then a fine-tune.
+    DiffCleansePruning,
+    /// The same with the released score, the sum.
+    ReleasedPruning,
+    /// Control: other channels taken out.
+    RandomPruning,
     /// Control: the fine-tune alone.
     FineTuning,
     /// Control: shifted denoising with the trigger's pixels in another order.
@@ -76,13 +82,16 @@ impl Treatment {
         match self {
             Self::ElijahRemoval => Method::ElijahRemoval,
             Self::ShiftedDenoising | Self::WrongTrigger => Method::ShiftedDenoising,
+            Self::DiffCleansePruning => Method::DiffCleansePruning,
+            Self::ReleasedPruning => Method::ReleasedPruning,
+            Self::RandomPruning => Method::RandomPruning,
             Self::FineTuning => Method::FineTuning,
         }
     }
 
     /// Whether it runs all its steps: a control that is stopped when the trigger is gone is none.
     fn control(self) -> bool {
-        matches!(self, Self::FineTuning | Self::WrongTrigger)
+        matches!(self, Self::FineTuning | Self::WrongTrigger | Self::RandomPruning)
     }
 }
 
@@ -100,7 +109,8 @@ pub(crate) struct EvalNoiseRepair {
     detector: DetectorName,
     /// Repairs and controls.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [
-        Treatment::ElijahRemoval, Treatment::ShiftedDenoising, Treatment::FineTuning, Treatment::WrongTrigger
+        Treatment::ShiftedDenoising, Treatment::ElijahRemoval, Treatment::DiffCleansePruning, Treatment::ReleasedPruning,
+        Treatment::RandomPruning, Treatment::FineTuning, Treatment::WrongTrigger
     ])]
     treatments: Vec<Treatment>,
     /// Images with and as many without the true trigger.
@@ -113,7 +123,7 @@ pub(crate) struct EvalNoiseRepair {
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Most steps of a repair, and the steps of a control.
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 150)]
     steps: usize,
     /// Highest learning rate of a repair.
     #[arg(long, default_value_t = FineTuning::default().learning_rate)]

@@ -195,6 +195,9 @@ pub struct RepairArgs {
     /// Most training steps of a method
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
+    /// Save a pruned network as small as it is, for depurate alone; diffusers needs the zeros
+    #[arg(long)]
+    pub compact: bool,
     /// How much worse clean samples may become: largest rise of the Fréchet distance
     #[arg(long, value_name = "PART", default_value_t = 0.05, value_parser = finite)]
     pub max_quality_drop: f64,

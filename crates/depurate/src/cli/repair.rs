@@ -40,6 +40,7 @@ pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Erro
         replay_images: REPLAY_IMAGES,
         quality_images: QUALITY_IMAGES,
         max_quality_drop: args.max_quality_drop,
+        compact: args.compact,
         seed: args.run.seed,
         budget: args.budget,
         resume: !args.resume.no_resume,
@@ -101,6 +102,7 @@ fn command(args: &RepairArgs) -> String {
         .path("--clean-data", args.clean_data.as_deref())
         .option("--own-images", args.own_images.to_string())
         .option("--steps", args.steps.to_string())
+        .flag("--compact", args.compact)
         .option("--max-quality-drop", args.max_quality_drop.to_string())
         .option("--seed", args.run.seed.to_string())
         .into_string()

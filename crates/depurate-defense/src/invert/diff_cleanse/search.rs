@@ -14,7 +14,7 @@ use crate::{
     hypothesis::{
         Hypothesis,
         refinement::refine,
-        regression::{self, regress},
+        regression::{self, LevelsUsed, regress},
     },
     invert::{Inversion, Restart, starts::starts},
     probe::{Probe, norm},
@@ -135,7 +135,7 @@ impl Search<'_, '_> {
             };
             note("start", &candidate);
             let seed = self.seed.child(label(firing), i as u64);
-            let candidate = self.regressed(candidate, &seed.child("first", 0))?;
+            let candidate = self.target_first(candidate, &seed.child("first", 0))?;
             note("regressed", &candidate);
             candidates.push((candidate, seed));
         }
@@ -225,9 +225,42 @@ impl Search<'_, '_> {
             levels: LEVELS,
             pairs: PAIRS,
             bound: BOUND,
+            levels_used: LevelsUsed::All,
             scale_by_pixel: false,
         };
         self.moved(candidate, &settings, seed)
+    }
+
+    /// As [`Self::regressed`], but the target is looked for first: where the images are not its images yet, a sample made with
+    /// theirs leaves the backdoor's mode at the cleaner levels.
+    fn target_first(
+        &self,
+        candidate: Candidate,
+        seed: &SeedTree,
+    ) -> Result<Candidate, DefenseError> {
+        let mut settings = regression::Settings {
+            iterations: self.params.regressions.div_ceil(2),
+            levels: LEVELS,
+            pairs: PAIRS,
+            bound: BOUND,
+            levels_used: LevelsUsed::NoisyForTarget,
+            scale_by_pixel: false,
+        };
+        let (from, target) = (candidate.hypothesis.clone(), candidate.look.target.clone());
+        let first = seed.child("target", 0);
+        let (from, target) = regress(self.probe, from, target, &settings, &first)?;
+        settings.levels_used = LevelsUsed::Widening;
+        settings.iterations = 2 * self.params.regressions;
+        let (hypothesis, target) = regress(self.probe, from, target, &settings, seed)?;
+        let look = self.look(&hypothesis, Some(&target))?;
+        let moved = Candidate {
+            start: candidate.start.clone(),
+            hypothesis,
+            look,
+            trace: candidate.trace.clone(),
+        };
+        note("by the target", &moved);
+        Ok(better(candidate, moved))
     }
 
     fn moved(
@@ -265,6 +298,7 @@ impl Search<'_, '_> {
                     levels: PIXEL_LEVELS,
                     pairs: PIXEL_PAIRS,
                     bound: BOUND,
+                    levels_used: LevelsUsed::All,
                     scale_by_pixel: true,
                 };
                 candidate = self.moved(candidate, &settings, &seed.child("by pixel", 0))?;

@@ -1,5 +1,7 @@
 //! From starts to the best candidate.
 
+use std::ops::Range;
+
 use depurate_diffusion::{firing::Firing, noise::SeedTree};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,7 @@ use crate::{
     Cx, DefenseError,
     hypothesis::{
         Hypothesis,
+        joint::{self, descend_jointly},
         refinement::refine,
         regression::{self, LevelsUsed, regress},
     },
@@ -29,6 +32,14 @@ const PAIRS: usize = 1;
 const PIXEL_LEVELS: usize = 12;
 const PIXEL_PAIRS: usize = 4;
 const PIXEL_ROUNDS: usize = 3;
+
+/// Where the joint descent starts its target, a grey value, and the noise levels that it uses, as `a`. Which of the two arrives
+/// differs between models.
+const JOINT: [(f32, Range<f64>); 2] = [(0.0, 0.1..0.9), (0.2, 0.4..0.9)];
+/// The shift that it starts at: most triggers are drawn on a dark background.
+const DARK: f32 = -1.0;
+const JOINT_BATCH: usize = 8;
+const JOINT_RATE: f64 = 0.05;
 
 /// What a search ended at.
 #[derive(Debug, Clone)]
@@ -139,6 +150,12 @@ impl Search<'_, '_> {
             note("regressed", &candidate);
             candidates.push((candidate, seed));
         }
+        if firing == Firing::Deterministic && self.params.joint_iterations > 0 {
+            for (i, (target, levels)) in JOINT.into_iter().enumerate() {
+                let seed = self.seed.child("joint", i as u64);
+                candidates.push((self.joint(firing, target, levels, &seed)?, seed));
+            }
+        }
         candidates.sort_by(|(a, _), (b, _)| a.look.misfit().total_cmp(&b.look.misfit()));
         candidates.truncate(self.params.candidates);
         candidates
@@ -189,6 +206,37 @@ impl Search<'_, '_> {
             found.push(("none".to_owned(), Hypothesis::plain(firing, none)));
         }
         Ok(found)
+    }
+
+    /// Where the descent on shift and target together ends, from a dark shift and a grey target.
+    fn joint(
+        &self,
+        firing: Firing,
+        target: f32,
+        levels: Range<f64>,
+        seed: &SeedTree,
+    ) -> Result<Candidate, DefenseError> {
+        let len = self.probe.shape().len();
+        let settings = joint::Settings {
+            iterations: self.params.joint_iterations,
+            holding: self.params.joint_iterations / 6,
+            batch: JOINT_BATCH,
+            levels,
+            learning_rate: JOINT_RATE,
+            bound: BOUND,
+        };
+        let start = Hypothesis::plain(firing, vec![DARK; len]);
+        let grey = vec![target; len];
+        let (hypothesis, target) = descend_jointly(self.probe, &start, &grey, &settings, seed)?;
+        let look = self.look(&hypothesis, Some(&target))?;
+        let candidate = Candidate {
+            start: format!("{}, dark and grey {:.1}", label(firing), grey[0]),
+            hypothesis,
+            look,
+            trace: Vec::new(),
+        };
+        note("joint", &candidate);
+        self.regressed(candidate, &seed.child("regression", 0))
     }
 
     /// After the descent on diversity, if its images were not alike before and it made them so.
@@ -314,6 +362,8 @@ impl Search<'_, '_> {
                     BOUND,
                     &seed,
                 )?;
+                self.probe
+                    .also_backwards(params.refinements * params.refinement_batch);
                 let look = self.look(&hypothesis, Some(&candidate.look.target))?;
                 let moved = Candidate {
                     hypothesis,

@@ -40,6 +40,12 @@ impl<'a> Probe<'a> {
         self.evaluations.get()
     }
 
+    /// Counts a differentiated evaluation of `images` for three: its forward pass counts itself.
+    pub(crate) fn also_backwards(&self, images: usize) {
+        self.evaluations
+            .set(self.evaluations.get() + 2 * images as u64);
+    }
+
     /// `eps_theta(x_t, t)`, `[B, C, H, W]`; one progress step.
     pub(crate) fn epsilon(&self, x_t: Tensor<4>, t: usize) -> Result<Tensor<4>, DefenseError> {
         self.epsilon_at(x_t, &[t])

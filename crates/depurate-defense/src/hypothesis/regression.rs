@@ -12,7 +12,7 @@
 //! gradient is needed, and one formula serves every rule. Repeating it, and moving a part of the way, is a fixed-point
 //! iteration whose fixed points are consistent hypotheses.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use depurate_diffusion::{firing::Firing, noise::SeedTree};
 use rand::RngExt;
@@ -24,13 +24,27 @@ use crate::{
 };
 
 /// Ends of the noise levels used, as `a`: at the noisy end a target leaves no trace, at the clean end a trigger none.
-const LEVELS: std::ops::Range<f64> = 0.03..0.9;
+const LEVELS: Range<f64> = 0.03..0.9;
+/// Clean end at first, where the hypothesis may be far off: a sample made with a wrong target or shift leaves the backdoor's mode
+/// at the cleaner levels, and with it (1).
+const NOISY: f64 = 0.3;
 /// Part of the way to the regression's answer that an iteration goes.
 const DAMPING: f64 = 0.7;
 /// Added to the normal equations: what the answers do not determine stays where it is.
 const RIDGE: f64 = 0.02;
 /// Smallest and largest noise scale of a hypothesis.
 pub(crate) const SCALES: (f64, f64) = (0.02, 1.0);
+
+/// The levels that a regression uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LevelsUsed {
+    /// All.
+    All,
+    /// The noisy ones, for the target alone; shift and scale stay.
+    NoisyForTarget,
+    /// The noisy ones at first, all at last.
+    Widening,
+}
 
 /// How a hypothesis is moved.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) pairs: usize,
     /// Bound of every pixel of shift and target.
     pub(crate) bound: f64,
+    /// What of the levels is used.
+    pub(crate) levels_used: LevelsUsed,
     /// Whether every pixel has a noise scale of its own; else those that have one scale keep one.
     pub(crate) scale_by_pixel: bool,
 }
@@ -57,12 +73,19 @@ pub(crate) fn regress(
 ) -> Result<(Hypothesis, Vec<f32>), DefenseError> {
     for iteration in 0..settings.iterations {
         let seed = seed.child("regression", iteration as u64);
-        let found = Answers::collect(probe, &hypothesis, &target, settings, &seed)?;
-        if hypothesis.firing == Firing::Modified {
+        let part = (iteration + 1) as f64 / settings.iterations as f64;
+        let end = match settings.levels_used {
+            LevelsUsed::All => LEVELS.end,
+            LevelsUsed::NoisyForTarget => NOISY,
+            LevelsUsed::Widening => NOISY + part * (LEVELS.end - NOISY),
+        };
+        let target_alone = settings.levels_used == LevelsUsed::NoisyForTarget;
+        let found = Answers::collect(probe, &hypothesis, &target, settings, end, &seed)?;
+        if hypothesis.firing == Firing::Modified && !target_alone {
             hypothesis.gamma = Some(found.scale(settings.scale_by_pixel));
         }
         let bound = settings.bound as f32;
-        for (p, [target_off, shift_off]) in found.offsets().into_iter().enumerate() {
+        for (p, [target_off, shift_off]) in found.offsets(target_alone).into_iter().enumerate() {
             let moved = |from: f32, off: f64| (from - (DAMPING * off) as f32).clamp(-bound, bound);
             target[p] = moved(target[p], target_off);
             hypothesis.shift[p] = moved(hypothesis.shift[p], shift_off);
@@ -87,6 +110,7 @@ impl Answers {
         hypothesis: &Hypothesis,
         target: &[f32],
         settings: &Settings,
+        end: f64,
         seed: &SeedTree,
     ) -> Result<Self, DefenseError> {
         let schedule = probe.schedule();
@@ -101,7 +125,7 @@ impl Answers {
             levels: Vec::with_capacity(settings.levels),
             slope: vec![(0.0, 0.0); len],
         };
-        let width = (LEVELS.end - LEVELS.start) / settings.levels as f64;
+        let width = (end - LEVELS.start) / settings.levels as f64;
         for level in 0..settings.levels {
             let a = LEVELS.start + width * (level as f64 + rng.random_range(0.0..1.0));
             let t = schedule.t_for_alpha_bar(a * a).min(schedule.len() - 1);
@@ -145,8 +169,8 @@ impl Answers {
         self.scale.iter().map(|&g| of(g, sums(g))).collect()
     }
 
-    /// `y - Y` and `r - R` by pixel: the weighted least squares of (1), weights 1.
-    fn offsets(&self) -> Vec<[f64; 2]> {
+    /// `y - Y` and `r - R` by pixel: the weighted least squares of (1); the second is 0 where the `target_alone` is asked for.
+    fn offsets(&self, target_alone: bool) -> Vec<[f64; 2]> {
         let pixel = |(p, &g): (usize, &f64)| {
             let (mut uu, mut uv, mut vv, mut ue, mut ve) = (RIDGE, 0.0, RIDGE, 0.0, 0.0);
             for (a, rho, c, error) in &self.levels {
@@ -158,6 +182,9 @@ impl Answers {
                 vv += weight * v * v;
                 ue += weight * u * error[p];
                 ve += weight * v * error[p];
+            }
+            if target_alone {
+                return [ue / uu, 0.0];
             }
             let determinant = (uu * vv - uv * uv).max(1e-12);
             [

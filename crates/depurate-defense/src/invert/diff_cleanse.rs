@@ -24,8 +24,9 @@
 //!    deterministic one; for a narrowed prior a fixed point of its own at almost pure noise (`narrowed.rs`); and what other
 //!    inverters found.
 //! 2. Images by deterministic sampling in shifted coordinates. Their `y` makes the shift a regression: the network's errors
-//!    along the chain say what shift, target and scale they would agree with (`hypothesis/regression.rs`). The starts of least
-//!    `V F^2` go on.
+//!    along the chain say what shift, target and scale they would agree with (`hypothesis/regression.rs`). For the deterministic
+//!    rule, whose network answers at almost pure noise like a benign one, also a descent on shift and target together, from a
+//!    dark shift and a grey image (`hypothesis/joint.rs`). The starts of least `V F^2` go on.
 //! 3. Descent on the images' diversity from those whose images are not alike yet (`descent.rs`).
 //! 4. Images, `y` and the regression anew, and a gradient that polishes the shift (`hypothesis/refinement.rs`); what fits worse
 //!    is undone.
@@ -43,10 +44,11 @@
 //! - Steps 1, 2 and 4 are ours.
 //!
 //! ## Fails when
-//! no start makes two images alike; the backdoor leads to a class of images (D2D), not to one.
+//! no start lies in a basin; the backdoor leads to a class of images (D2D), not to one; a deterministic trigger is not on a dark
+//! background; a narrowed square is not at a corner.
 //!
 //! ## Cost
-//! See [`DiffCleanseParams`]; 10,000 to 20,000 evaluations by default.
+//! See [`DiffCleanseParams`]; 20,000 to 40,000 evaluations by default, of which the joint descent is 23,000 on a model without a deterministic backdoor.
 
 mod descent;
 pub(crate) mod look;
@@ -106,6 +108,8 @@ pub struct DiffCleanseParams {
     pub own_starts: usize,
     /// Starts of each firing that go on, at least 1.
     pub candidates: usize,
+    /// Steps of the descent on shift and target together, for the deterministic rule.
+    pub joint_iterations: usize,
     /// Rounds of step 4.
     pub rounds: usize,
     /// Iterations of the regression of step 2, and in each round of step 4.
@@ -130,6 +134,7 @@ impl Default for DiffCleanseParams {
             similar: 1e-2,
             own_starts: 4,
             candidates: 2,
+            joint_iterations: 480,
             rounds: 2,
             regressions: 8,
             refinements: 30,

@@ -26,8 +26,11 @@ const WIDE: f64 = 0.9;
 const WINDOWS: [f64; 2] = [0.25, 0.43];
 /// Values that a window starts at.
 const WINDOW_VALUES: [f32; 2] = [-0.8, 0.8];
-/// Scales that a blend and a window start at.
-const BLENDS: [f32; 2] = [0.25, 0.5];
+/// Scales of a blend in its first iteration, and of any region in its last: a narrow sample is in the trigger's mode from
+/// farther away, a wider one is what the network was trained on.
+const BLENDS: [f32; 2] = [0.15, 0.4];
+const LAST: f32 = 0.5;
+/// Scale of a window.
 const WINDOW: f32 = 0.2;
 /// Iterations, and antithetic pairs of noises in each.
 const ITERATIONS: usize = 8;
@@ -39,8 +42,8 @@ struct Region<'a> {
     inside: &'a [bool],
     /// `m` inside, `[C, H, W]`.
     start: &'a [f32],
-    /// `g` inside.
-    scale: f32,
+    /// `g` inside, in the first and in the last iteration.
+    scales: [f32; 2],
 }
 
 /// Named hypotheses: of the whole image from nothing and from the images `own`, and of windows at the corners.
@@ -61,7 +64,7 @@ pub(super) fn narrowed(
             let region = Region {
                 inside: &everywhere,
                 start: &start,
-                scale,
+                scales: [scale, LAST],
             };
             let end = fixed_point(probe, &region, &seed.child("blend", i as u64))?;
             found.push((format!("{name}, from scale {scale}"), end));
@@ -73,7 +76,7 @@ pub(super) fn narrowed(
             let region = Region {
                 inside,
                 start: &start,
-                scale: WINDOW,
+                scales: [WINDOW; 2],
             };
             let end = fixed_point(probe, &region, &seed.child("window", i as u64))?;
             let narrow = end.gamma.iter().flatten().any(|&g| f64::from(g) < WIDE);
@@ -123,7 +126,6 @@ fn fixed_point(
         region.inside.iter().map(of).collect()
     };
     let within = choose(1.0, 0.0);
-    let from = probe.image(&choose(region.scale, 1.0));
     let mut mu: Vec<f32> = region
         .start
         .iter()
@@ -132,9 +134,14 @@ fn fixed_point(
         .collect();
     let mut scale = 1.0;
     for iteration in 0..ITERATIONS {
+        let part = iteration as f32 / (ITERATIONS - 1) as f32;
+        let from = region.scales[0] + part * (region.scales[1] - region.scales[0]);
         let noise = seed.child("narrowed", iteration as u64);
         let eps = probe.antithetic_noise(&noise, PAIRS)?;
-        let e = values(probe.epsilon(eps.clone() * from.clone() + probe.image(&mu), t)?);
+        let e = values(probe.epsilon(
+            eps.clone() * probe.image(&choose(from, 1.0)) + probe.image(&mu),
+            t,
+        )?);
         let (mut product, mut square) = (0.0, 0.0);
         for (i, (&e, &eps)) in e.iter().zip(&values(eps)).enumerate() {
             if region.inside[i % len] {
@@ -143,7 +150,7 @@ fn fixed_point(
             }
         }
         let slope = product / f64::max(square, 1e-12);
-        scale = (f64::from(region.scale) / slope.max(1e-3)).clamp(SCALES.0, SCALES.1); // eq. (1)
+        scale = (f64::from(from) / slope.max(1e-3)).clamp(SCALES.0, SCALES.1); // eq. (1)
         let moves = batch_mean(&e, len).into_iter().zip(&within);
         for (m, (e, &within)) in mu.iter_mut().zip(moves) {
             let moved = f64::from(*m) - DAMPING * scale * e * f64::from(within); // eq. (2)

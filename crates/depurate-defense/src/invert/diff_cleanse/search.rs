@@ -1,5 +1,7 @@
 //! From starts to the best candidate.
 
+use std::ops::Range;
+
 use depurate_diffusion::{firing::Firing, noise::SeedTree};
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +15,9 @@ use crate::{
     Cx, DefenseError,
     hypothesis::{
         Hypothesis,
+        joint::{self, descend_jointly},
         refinement::refine,
-        regression::{self, regress},
+        regression::{self, LevelsUsed, regress},
     },
     invert::{Inversion, Restart, starts::starts},
     probe::{Probe, norm},
@@ -29,6 +32,14 @@ const PAIRS: usize = 1;
 const PIXEL_LEVELS: usize = 12;
 const PIXEL_PAIRS: usize = 4;
 const PIXEL_ROUNDS: usize = 3;
+
+/// Where the joint descent starts its target, a grey value, and the noise levels that it uses, as `a`. Which of the two arrives
+/// differs between models.
+const JOINT: [(f32, Range<f64>); 2] = [(0.0, 0.1..0.9), (0.2, 0.4..0.9)];
+/// The shift that it starts at: most triggers are drawn on a dark background.
+const DARK: f32 = -1.0;
+const JOINT_BATCH: usize = 8;
+const JOINT_RATE: f64 = 0.05;
 
 /// What a search ended at.
 #[derive(Debug, Clone)]
@@ -135,9 +146,15 @@ impl Search<'_, '_> {
             };
             note("start", &candidate);
             let seed = self.seed.child(label(firing), i as u64);
-            let candidate = self.regressed(candidate, &seed.child("first", 0))?;
+            let candidate = self.target_first(candidate, &seed.child("first", 0))?;
             note("regressed", &candidate);
             candidates.push((candidate, seed));
+        }
+        if firing == Firing::Deterministic && self.params.joint_iterations > 0 {
+            for (i, (target, levels)) in JOINT.into_iter().enumerate() {
+                let seed = self.seed.child("joint", i as u64);
+                candidates.push((self.joint(firing, target, levels, &seed)?, seed));
+            }
         }
         candidates.sort_by(|(a, _), (b, _)| a.look.misfit().total_cmp(&b.look.misfit()));
         candidates.truncate(self.params.candidates);
@@ -191,6 +208,37 @@ impl Search<'_, '_> {
         Ok(found)
     }
 
+    /// Where the descent on shift and target together ends, from a dark shift and a grey target.
+    fn joint(
+        &self,
+        firing: Firing,
+        target: f32,
+        levels: Range<f64>,
+        seed: &SeedTree,
+    ) -> Result<Candidate, DefenseError> {
+        let len = self.probe.shape().len();
+        let settings = joint::Settings {
+            iterations: self.params.joint_iterations,
+            holding: self.params.joint_iterations / 6,
+            batch: JOINT_BATCH,
+            levels,
+            learning_rate: JOINT_RATE,
+            bound: BOUND,
+        };
+        let start = Hypothesis::plain(firing, vec![DARK; len]);
+        let grey = vec![target; len];
+        let (hypothesis, target) = descend_jointly(self.probe, &start, &grey, &settings, seed)?;
+        let look = self.look(&hypothesis, Some(&target))?;
+        let candidate = Candidate {
+            start: format!("{}, dark and grey {:.1}", label(firing), grey[0]),
+            hypothesis,
+            look,
+            trace: Vec::new(),
+        };
+        note("joint", &candidate);
+        self.regressed(candidate, &seed.child("regression", 0))
+    }
+
     /// After the descent on diversity, if its images were not alike before and it made them so.
     fn descended(&self, candidate: Candidate, seed: &SeedTree) -> Result<Candidate, DefenseError> {
         let params = self.params;
@@ -225,9 +273,42 @@ impl Search<'_, '_> {
             levels: LEVELS,
             pairs: PAIRS,
             bound: BOUND,
+            levels_used: LevelsUsed::All,
             scale_by_pixel: false,
         };
         self.moved(candidate, &settings, seed)
+    }
+
+    /// As [`Self::regressed`], but the target is looked for first: where the images are not its images yet, a sample made with
+    /// theirs leaves the backdoor's mode at the cleaner levels.
+    fn target_first(
+        &self,
+        candidate: Candidate,
+        seed: &SeedTree,
+    ) -> Result<Candidate, DefenseError> {
+        let mut settings = regression::Settings {
+            iterations: self.params.regressions.div_ceil(2),
+            levels: LEVELS,
+            pairs: PAIRS,
+            bound: BOUND,
+            levels_used: LevelsUsed::NoisyForTarget,
+            scale_by_pixel: false,
+        };
+        let (from, target) = (candidate.hypothesis.clone(), candidate.look.target.clone());
+        let first = seed.child("target", 0);
+        let (from, target) = regress(self.probe, from, target, &settings, &first)?;
+        settings.levels_used = LevelsUsed::Widening;
+        settings.iterations = 2 * self.params.regressions;
+        let (hypothesis, target) = regress(self.probe, from, target, &settings, seed)?;
+        let look = self.look(&hypothesis, Some(&target))?;
+        let moved = Candidate {
+            start: candidate.start.clone(),
+            hypothesis,
+            look,
+            trace: candidate.trace.clone(),
+        };
+        note("by the target", &moved);
+        Ok(better(candidate, moved))
     }
 
     fn moved(
@@ -265,6 +346,7 @@ impl Search<'_, '_> {
                     levels: PIXEL_LEVELS,
                     pairs: PIXEL_PAIRS,
                     bound: BOUND,
+                    levels_used: LevelsUsed::All,
                     scale_by_pixel: true,
                 };
                 candidate = self.moved(candidate, &settings, &seed.child("by pixel", 0))?;
@@ -280,6 +362,8 @@ impl Search<'_, '_> {
                     BOUND,
                     &seed,
                 )?;
+                self.probe
+                    .also_backwards(params.refinements * params.refinement_batch);
                 let look = self.look(&hypothesis, Some(&candidate.look.target))?;
                 let moved = Candidate {
                     hypothesis,

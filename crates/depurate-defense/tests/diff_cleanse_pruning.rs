@@ -10,18 +10,18 @@ use depurate_defense::{
     repair::{
         KnownTrigger,
         diff_cleanse_pruning::{
-            DiffCleansePruning, DiffCleansePruningParams, Importance, Inputs, Loss, RatioOf,
-            Score, UnitImportance, loss,
+            DiffCleansePruning, DiffCleansePruningParams, Importance, Inputs, Loss, RatioOf, Score,
+            UnitImportance, loss,
         },
     },
 };
 use depurate_diffusion::{
     Denoiser, NoTap, Pipeline,
     channel_graph::{ChannelGraph, GroupKind, Removal},
+    firing::Firing,
     module_weights::{Flat, flat_values, with_flat},
     noise::{NoiseSource, SeedTree},
     schedule::SchedulerConfig,
-    firing::Firing,
     trigger::Shift,
     unet2d::{UNet2D, UNet2DConfig},
 };

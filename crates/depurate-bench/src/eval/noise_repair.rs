@@ -91,7 +91,10 @@ impl Treatment {
 
     /// Whether it runs all its steps: a control that is stopped when the trigger is gone is none.
     fn control(self) -> bool {
-        matches!(self, Self::FineTuning | Self::WrongTrigger | Self::RandomPruning)
+        matches!(
+            self,
+            Self::FineTuning | Self::WrongTrigger | Self::RandomPruning
+        )
     }
 }
 

@@ -64,6 +64,21 @@ impl Features {
         Ok(found)
     }
 
+    /// Sum of the variances of the features of a set of images `[N, C, H, W]`: the scale of a Fréchet distance.
+    ///
+    /// # Errors
+    /// When there is no image.
+    pub fn variance(&self, images: Tensor<4>) -> Result<f64, DefenseError> {
+        let features = self.of(images)?;
+        let count = (features.len() / FEATURES) as f64;
+        let column = |k: usize| features.iter().skip(k).step_by(FEATURES);
+        let variance = |k: usize| {
+            let mean = column(k).sum::<f64>() / count;
+            column(k).map(|v| (v - mean).powi(2)).sum::<f64>() / count
+        };
+        Ok((0..FEATURES).map(variance).sum())
+    }
+
     /// Fréchet distance of the features of two sets of images, `[N, C, H, W]` and `[M, C, H, W]`.
     ///
     /// # Errors

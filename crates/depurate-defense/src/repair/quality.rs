@@ -1,4 +1,12 @@
 //! What a repair costs: clean samples before and after.
+//!
+//! ```text
+//! rise = (d_after - d_before) / d_before   with a reference of real images      (1)
+//! rise = (d_after - d_before) / tr(C)      with the suspect's own samples       (2)
+//! ```
+//!
+//! `d` is the Fréchet distance to the reference. Against its own samples `d_before` of a suspect is what chance leaves of 0, and a
+//! part of that says nothing; the sum of the features' variances `tr(C)` is a scale that does.
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{Pipeline, firing::Firing, noise::SeedTree};
@@ -20,6 +28,8 @@ pub struct Quality {
     pub samples: Tensor<4>,
     /// Fréchet distance of the suspect's samples to the reference.
     pub before: f64,
+    /// What a rise is a part of.
+    scale: f64,
 }
 
 /// A repaired model's samples.
@@ -29,7 +39,7 @@ pub struct Measured {
     pub samples: Tensor<4>,
     /// Fréchet distance to the reference.
     pub distance: f64,
-    /// Its relative change.
+    /// Its change, eq. (1) or (2).
     pub rise: f64,
     /// Mean squared distance to the suspect's samples, image by image, in [0, 1] units.
     pub moved: f64,
@@ -51,11 +61,17 @@ impl Quality {
         let features = Features::built_in()?;
         let seed = seed.child("quality", 0);
         let samples = clean(suspect, count, &seed, cx)?;
+        let real = reference.is_some();
         let reference = match reference {
             Some(reference) => reference,
             None => clean(suspect, count, &seed.child("reference", 0), cx)?,
         };
         let before = features.distance(samples.clone(), reference.clone())?;
+        let scale = if real {
+            before // eq. (1)
+        } else {
+            features.variance(reference.clone())? // eq. (2)
+        };
         Ok(Self {
             features,
             reference,
@@ -63,6 +79,7 @@ impl Quality {
             seed,
             samples,
             before,
+            scale,
         })
     }
 
@@ -78,7 +95,7 @@ impl Quality {
         let moved = ((samples.clone() - self.samples.clone()) / 2.0).square();
         Ok(Measured {
             distance,
-            rise: distance / self.before - 1.0,
+            rise: (distance - self.before) / self.scale,
             moved: f64::from(moved.mean().into_scalar::<f32>()),
             samples,
         })

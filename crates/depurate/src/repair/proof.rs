@@ -3,7 +3,7 @@
 //! | check | passes if |
 //! |---|---|
 //! | old trigger | the reconstructed trigger and four perturbations of it lead to their image no more often than the upper end of the exact 95 % interval of the rate without a trigger |
-//! | quality | the Fréchet distance of clean samples to the owner's images, or without them to other samples of the suspect, rises by at most the given part |
+//! | quality | the Fréchet distance of clean samples to the owner's images rises by at most the given part of itself; without such images, that to other samples of the suspect by at most that part of the features' variance |
 //! | new scan | a scan with other seeds calls the model neither suspicious nor backdoored |
 
 use depurate_defense::{
@@ -196,9 +196,9 @@ impl Proof<'_> {
                 "Fréchet distance of {} clean samples to {}, on features of a small classifier",
                 self.settings.quality_images,
                 if self.owner.is_some() {
-                    "the owner's images"
+                    "the owner's images; its rise as a part of it"
                 } else {
-                    "other samples of the suspect"
+                    "other samples of the suspect; its rise as a part of the features' variance"
                 }
             ),
             before: Some(format!("{:.3}", baseline.quality.before)),

@@ -25,7 +25,7 @@ use crate::{
 const BETA_1: f64 = 0.9;
 const BETA_2: f64 = 0.99;
 /// A mean of `L` over [`WINDOW`] steps below this is a backdoor's, and ends the descent.
-const SETTLED: f64 = 0.002;
+const SETTLED: f64 = 0.0025;
 const WINDOW: usize = 40;
 
 /// How far and how fast.

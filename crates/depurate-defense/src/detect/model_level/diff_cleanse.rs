@@ -22,6 +22,9 @@
 //! score      = min(alike, consistent)                                          (3)
 //! ```
 //!
+//! In (2) every shift may lead to its own images' cluster or to the candidate's, whichever fits better: the search also finds
+//! images that a benign network knows well without any shift.
+//!
 //! ## Needs
 //! Samples of the network's output; gradients in its input for the inverter's polish. A calibration: scores of benign models.
 //!
@@ -113,24 +116,24 @@ impl DiffCleanse {
             images: (2 * self.params.images).min(64),
             ..self.params.looking()
         };
-        // the same noises for every shift, and none that the search saw
-        let look = |hypothesis: &Hypothesis, expected: Option<&[f32]>| {
-            looking.look(&probe, hypothesis, expected, &seed.child("look", 0))
+        // the same noises for every shift, and none that the search saw; every shift may lead to its own image or to the
+        // candidate's, whichever the network agrees with: an image that it knows anyway is no evidence for the shift
+        let look = |hypothesis: &Hypothesis| {
+            let seed = seed.child("look", 0);
+            looking.look(&probe, hypothesis, Some(&found.target), &seed)
         };
         cx.progress.start("images under controls", 0);
-        let chosen = cx.stage("diff-cleanse-judged", || {
-            look(candidate, Some(&found.target))
-        })?;
+        let chosen = cx.stage("diff-cleanse-judged", || look(candidate))?;
         let none = Hypothesis::plain(candidate.firing, vec![0.0; candidate.shift.len()]);
         let mut compared = vec![(
             "no shift".to_owned(),
-            cx.stage("diff-cleanse-none", || look(&none, None))?,
+            cx.stage("diff-cleanse-none", || look(&none))?,
         )];
         let shifts = controls(&candidate.shift, probe.shape(), &seed.child("controls", 0));
         for (i, control) in shifts.into_iter().enumerate() {
             let hypothesis = candidate.with_shift(control.shift);
             let stage = format!("diff-cleanse-control-{i}");
-            compared.push((control.label, cx.stage(&stage, || look(&hypothesis, None))?));
+            compared.push((control.label, cx.stage(&stage, || look(&hypothesis))?));
         }
 
         let reference_share = of_none(&compared, |l| l.share).max(median(&compared, |l| l.share));

@@ -33,9 +33,9 @@ const PIXEL_LEVELS: usize = 12;
 const PIXEL_PAIRS: usize = 4;
 const PIXEL_ROUNDS: usize = 3;
 
-/// Where the joint descent starts its target, a grey value, and the noise levels that it uses, as `a`. Which of the two arrives
-/// differs between models.
-const JOINT: [(f32, Range<f64>); 2] = [(0.0, 0.1..0.9), (0.2, 0.4..0.9)];
+/// Where the joint descent starts its target, a grey value, and the noise levels that it uses, as `a`. The noisy ones matter:
+/// without them it ends where shift and target are consistent with each other and are not the attack's.
+const JOINT: [(f32, Range<f64>); 2] = [(0.0, 0.07..0.9), (0.1, 0.1..0.9)];
 /// The shift that it starts at: most triggers are drawn on a dark background.
 const DARK: f32 = -1.0;
 const JOINT_BATCH: usize = 8;
@@ -219,7 +219,7 @@ impl Search<'_, '_> {
         let len = self.probe.shape().len();
         let settings = joint::Settings {
             iterations: self.params.joint_iterations,
-            holding: self.params.joint_iterations / 6,
+            holding: self.params.joint_iterations / 24,
             batch: JOINT_BATCH,
             levels,
             learning_rate: JOINT_RATE,

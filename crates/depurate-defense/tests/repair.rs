@@ -165,15 +165,18 @@ fn shifted_denoising_asks_for_the_clean_image_that_was_predicted_without_the_tri
             let one = |x: &Tensor<4>| x.clone().narrow(0, i, 1);
             let x_0 = |x: Tensor<4>, e: Tensor<4>| (x - e * schedule.s(t)) / schedule.a(t);
             let before = x_0(one(&shown.x_t), one(&shown.old));
-            let after = x_0(one(&pair.x_t), one(&pair.target));
+            let mut after = x_0(one(&pair.x_t), one(&pair.target));
+            if firing == Firing::Modified {
+                // the sampler subtracts shift and scale itself
+                let prior = lesson_prior(&ramp, 0.5, shape);
+                let noise = prior.apply(one(&shown.draw.eps)) - one(&shown.draw.eps);
+                after = after - noise * (schedule.s(t) / schedule.a(t));
+            }
             // a_t is small at the end: what is subtracted there is large
             let scale = 1e-4 / schedule.a(t);
             assert_close(&format!("x_0 at {t}"), &after, &before, 1e-4, scale);
             let moved = one(&pair.x_t) - one(&shown.x_t);
-            let rho = match firing {
-                Firing::Modified => schedule.s(t),
-                _ => 1.0 - schedule.a(t),
-            };
+            let rho = 1.0 - schedule.a(t);
             if gamma.is_none() {
                 let least = f64::from(moved.abs().max().into_scalar::<f32>());
                 assert!(
@@ -183,6 +186,15 @@ fn shifted_denoising_asks_for_the_clean_image_that_was_predicted_without_the_tri
             }
         }
     }
+}
+
+fn lesson_prior(
+    shift: &[f32],
+    gamma: f32,
+    shape: SampleShape,
+) -> depurate_diffusion::firing::Prior {
+    let gamma = Some(vec![gamma; shape.len()]);
+    known(shift.to_vec(), gamma, Firing::Modified, shape).prior(&Device::flex())
 }
 
 /// 12 images of noise for the golden model.

@@ -4,43 +4,43 @@
 //! attacker's own, an upper bound that no owner has. The truth is joined afterwards: success of the *true* trigger on the repaired
 //! model. A benign model is repaired by mistake: of what the detector reconstructs there or, with `true`, of a box.
 
+mod measures;
+mod rows;
 mod table;
 
 use std::{
     collections::BTreeSet,
-    io::Write as _,
     num::NonZeroUsize,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
 
 use clap::{Args, ValueEnum};
 use depurate::{DetectorName, Profile};
-use depurate_attack::{Backdoor, Pattern, SuccessParams};
+use depurate_attack::{Backdoor, Pattern};
 use depurate_defense::{
     Budget, CancelToken, Cx, DefenseError, NoJournal,
     repair::{
-        FineTuning, KnownTrigger, Method, Patient, Quality, Repaired,
-        features::Features,
-        generated, repair,
-        replay::{THRESHOLDS, drawn, silent},
+        FineTuning, KnownTrigger, Method, Patient, Quality, Repaired, generated, repair,
+        replay::silent,
     },
 };
-use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
-use depurate_training::{Dataset, DatasetParams, Split};
-use miette::{IntoDiagnostic, Result, WrapErr};
+use depurate_diffusion::{Denoiser, Pipeline, Tensor, firing::Firing, noise::SeedTree};
+use depurate_training::Dataset;
+use miette::{IntoDiagnostic, Result};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
 use super::{Watcher, model_names};
 use crate::{
-    attack::measure,
     console::{CancelFlag, answer, say},
     model,
     parallel::{default_jobs, for_each},
     truth::{self, Truth},
 };
+use measures::{Measures, State};
+use rows::{Row, append, read_rows};
 
 /// Largest rise of the Fréchet distance with which a repair counts as one that holds quality.
 pub(crate) const MOST_RISE: f64 = 0.05;
@@ -148,46 +148,6 @@ pub(crate) struct EvalNoiseRepair {
     jobs: NonZeroUsize,
 }
 
-/// What is measured of one model, before or after.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct State {
-    /// Images of the true trigger that are its target, at each of [`THRESHOLDS`].
-    pub(crate) hits: Vec<usize>,
-    /// The same without a trigger.
-    pub(crate) base_hits: Vec<usize>,
-    /// Images of each.
-    pub(crate) n: usize,
-    /// Mean structural similarity of the triggered images to the target.
-    pub(crate) ssim: Option<f64>,
-    /// Fréchet distance of clean samples to real images, on the built-in features.
-    pub(crate) distance: f64,
-}
-
-/// One model under one treatment.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Row {
-    /// Directory name.
-    pub(crate) model: String,
-    /// What was done.
-    pub(crate) treatment: Treatment,
-    /// As in a truth file.
-    pub(crate) kind: String,
-    /// Trigger and target.
-    pub(crate) secret: Option<String>,
-    /// Before.
-    pub(crate) before: State,
-    /// After.
-    pub(crate) after: State,
-    /// Mean squared distance of clean samples before and after from the same noise, in [0, 1] units.
-    pub(crate) moved: f64,
-    /// Steps made.
-    pub(crate) steps: usize,
-    /// Network evaluations of the repair.
-    pub(crate) evaluations: u64,
-    /// Seconds of the repair, without making clean images and without measuring.
-    pub(crate) seconds: f64,
-}
-
 /// A model, its clean samples and how it was before.
 struct Subject {
     name: String,
@@ -199,6 +159,7 @@ struct Subject {
     samples: Tensor<4>,
     /// What the owner compares with.
     quality: Quality,
+    given: Option<Vec<usize>>,
     before: State,
 }
 
@@ -285,7 +246,8 @@ impl EvalNoiseRepair {
                 target: Some(known.target.values().to_vec()),
             });
         }
-        let samples = self.clean_samples(&pipeline, &cx)?;
+        let measures = self.measures(cancel);
+        let samples = measures.clean_samples(&pipeline, &cx)?;
         let quality = Quality::of(
             &pipeline,
             None,
@@ -294,8 +256,15 @@ impl EvalNoiseRepair {
             &cx,
         );
         let quality = quality.into_diagnostic()?;
-        let before = self.state(name, &pipeline, backdoor.as_ref(), &samples, cancel)?;
+        let before = measures.state(name, &pipeline, backdoor.as_ref(), &samples)?;
+        let given = match (&backdoor, triggers.first()) {
+            (Some(backdoor), Some(trigger)) => {
+                Some(measures.recovered(name, &pipeline, backdoor, trigger)?)
+            }
+            _ => None,
+        };
         Ok(Subject {
+            given,
             name: name.to_owned(),
             pipeline,
             note,
@@ -306,6 +275,16 @@ impl EvalNoiseRepair {
             quality,
             before,
         })
+    }
+
+    fn measures<'a>(&'a self, cancel: &'a CancelFlag) -> Measures<'a> {
+        Measures {
+            data: &self.data,
+            n: self.n,
+            quality_n: self.quality_n,
+            seed: self.seed,
+            cancel,
+        }
     }
 
     fn cx<'a>(&self, token: &'a CancelToken, watcher: &'a Watcher<'_>) -> Cx<'a> {
@@ -374,23 +353,24 @@ impl EvalNoiseRepair {
         );
         let repaired: Repaired = repaired.into_diagnostic()?;
         let seconds = start.elapsed().as_secs_f64();
-        let samples = self.clean_samples(&repaired.pipeline, &cx)?;
+        let measures = self.measures(cancel);
+        let samples = measures.clean_samples(&repaired.pipeline, &cx)?;
         let moved = ((samples.clone() - subject.samples.clone()) / 2.0)
             .square()
             .mean()
             .into_scalar::<f32>();
-        let after = self.state(
+        let after = measures.state(
             &subject.name,
             &repaired.pipeline,
             subject.backdoor.as_ref(),
             &samples,
-            cancel,
         )?;
         Ok(Row {
             model: subject.name.clone(),
             treatment,
             kind: subject.note.kind.name().to_owned(),
             secret: subject.note.kind.secret(),
+            given: subject.given.clone(),
             before: subject.before.clone(),
             after,
             moved: f64::from(moved),
@@ -411,105 +391,4 @@ impl EvalNoiseRepair {
         Ok(silent(model, triggers, &SeedTree::new(self.seed), cx)?
             && subject.quality.measure(model, cx)?.rise <= MOST_RISE)
     }
-
-    /// Clean samples by DDIM, the same noise before and after.
-    fn clean_samples(&self, pipeline: &Pipeline, cx: &Cx<'_>) -> Result<Tensor<4>> {
-        let seed = SeedTree::new(self.seed).child("quality", 0);
-        let model = pipeline.frozen();
-        let images = drawn(
-            &model,
-            Firing::Deterministic,
-            None,
-            self.quality_n,
-            &seed,
-            cx,
-        );
-        Ok(images.into_diagnostic()?.clamp(-1.0, 1.0))
-    }
-
-    fn state(
-        &self,
-        name: &str,
-        pipeline: &Pipeline,
-        backdoor: Option<&Backdoor>,
-        samples: &Tensor<4>,
-        cancel: &CancelFlag,
-    ) -> Result<State> {
-        let params = DatasetParams {
-            split: Split::Test,
-            ..DatasetParams::default()
-        };
-        let shape = pipeline.sample_shape();
-        let real = Dataset::read(&self.data, shape, &params).into_diagnostic()?;
-        let all: Vec<usize> = (0..real.len()).collect();
-        let real = real.batch(&all, &[], &Device::flex());
-        let features = Features::built_in().into_diagnostic()?;
-        let distance = features.distance(samples.clone(), real).into_diagnostic()?;
-        let mut state = State {
-            hits: Vec::new(),
-            base_hits: Vec::new(),
-            n: self.n,
-            ssim: None,
-            distance,
-        };
-        if let Some(backdoor) = backdoor {
-            let params = SuccessParams {
-                n: self.n,
-                seed: self.seed + 1,
-                thresholds: THRESHOLDS.to_vec(),
-                ..SuccessParams::default()
-            };
-            let found = measure(name, pipeline, backdoor, &params, None, cancel)?;
-            let hits = |rates: &depurate_attack::Rates| -> Vec<usize> {
-                let at = |limit: &f64| rates.mse.iter().filter(|&&error| error <= *limit).count();
-                THRESHOLDS.iter().map(at).collect()
-            };
-            state.hits = hits(&found.triggered);
-            state.base_hits = hits(&found.base);
-            state.ssim = similarity(found.triggered_images, &backdoor.target)?;
-        }
-        Ok(state)
-    }
-}
-
-/// Mean structural similarity of `images [N, C, H, W]` to the target; `None` where images are smaller than its window.
-fn similarity(images: Tensor<4>, target: &Pattern) -> Result<Option<f64>> {
-    let shape = target.shape();
-    let (height, width) = (shape.height, shape.width);
-    if height < 11 || width < 11 {
-        return Ok(None);
-    }
-    let unit = |v: f32| f64::from((v.clamp(-1.0, 1.0) + 1.0) / 2.0);
-    let images: Vec<f64> = images.into_data().iter::<f32>().map(unit).collect();
-    let target: Vec<f64> = target.values().iter().map(|&v| unit(v)).collect();
-    let plane = height * width;
-    let planes = images
-        .chunks_exact(plane)
-        .zip(target.chunks_exact(plane).cycle());
-    let values: Vec<f64> = planes
-        .map(|(a, b)| depurate_stats::ssim(a, b, height, width))
-        .collect::<Result<_, _>>()
-        .into_diagnostic()?;
-    Ok(depurate_stats::mean(&values).ok())
-}
-
-fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let Ok(text) = std::fs::read_to_string(path) else {
-        return Ok(Vec::new());
-    };
-    text.lines()
-        .filter(|line| !line.trim().is_empty())
-        .map(|line| serde_json::from_str(line).into_diagnostic())
-        .collect::<Result<_>>()
-        .wrap_err_with(|| format!("{} holds a line that is no result", path.display()))
-}
-
-fn append(path: &Path, row: &Row) -> Result<()> {
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .into_diagnostic()?;
-    let text = serde_json::to_string(row).into_diagnostic()?;
-    writeln!(file, "{text}").into_diagnostic()
 }

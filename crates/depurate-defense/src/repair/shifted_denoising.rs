@@ -13,19 +13,20 @@
 //! |---|---|---|
 //! | `x_t` | clean sample, a_t x_0 + s_t eps | `[B, C, H, W]` |
 //! | `r`, `gamma` | the inverted trigger and its noise scale | `[1, C, H, W]` |
-//! | `k` | strength of the trigger in a sample, uniform in [`STRENGTHS`] | |
+//! | `k` | strength of the trigger in a sample, uniform in [`STRENGTHS`], or 1 | |
 //! | `b` | what the trigger adds to the noise, in units of s_t | `[B, C, H, W]` |
 //!
 //! ```text
-//! b = k rho_t r / s_t + min(k, 1) (gamma - 1) eps                         (1)
-//! L = MSE(e(x_t + s_t b, t), e_old(x_t, t) + b)                           (2)
+//! b = k rho_t r / s_t + (gamma - 1) eps                                   (1)
+//! L = MSE(e(x_t + s_t b, t), e_old(x_t, t) + b)   if the network answers  (2)
+//! L = MSE(e(x_t + s_t b, t), e_old(x_t, t))       if the sampler does     (3)
 //! ```
 //!
-//! By (2) the clean image that is predicted under the trigger is the one that was predicted without it. The target holds no fresh
-//! noise, so that few steps are enough and the weights move no further than they must. `rho_t` is the weight of the trigger
-//! under the rule that it works by: `1 - a_t`, or `s_t` where the sampler is told the trigger. The strength varies because an
-//! inverted trigger is not the true one. It does not vary much: half a trigger with half of its narrowed noise is hard to tell from clean
-//! samples of another noise level, and teaching it cost a TrojDiff model most of its quality.
+//! By (2) the clean image that is predicted under the trigger is the one that was predicted without it. A sampler that is told the
+//! trigger subtracts it itself, so that (3) says the same for it: its chain now leads to clean images instead of the target, and
+//! nothing else changes. The targets hold no fresh noise, so that few steps are enough and the weights move no further than they must.
+//! `rho_t` is the weight of the trigger under the rule that it works by: `1 - a_t`, or `s_t` where the sampler is told the
+//! trigger. The strength varies because an inverted trigger is not the true one; under (3) `k` is 1, as the sampler knows it.
 //!
 //! ## Needs
 //! A trigger, clean images (generated ones will do), gradients of the network in its weights.
@@ -97,25 +98,32 @@ impl Lesson for ShiftedDenoising {
             return Ok(Vec::new());
         };
         let mut rng = draw.seed.child("strength", 0).rng();
-        let strength: Vec<f64> = (0..count).map(|_| rng.random_range(STRENGTHS)).collect();
+        let kind = |i: usize| self.shifts[i % self.shifts.len()];
+        let strength: Vec<f64> = (0..count)
+            .map(|i| match kind(i) {
+                Shift::LostSignal => rng.random_range(STRENGTHS),
+                Shift::NoiseLevel => 1.0,
+            })
+            .collect();
         let column = |of: &dyn Fn(usize) -> f64| {
             let values: Vec<f32> = (0..count).map(|i| of(i) as f32).collect();
             let data = TensorData::new(values, [count, 1, 1, 1]);
             Tensor::<4>::from_data(data, &draw.eps.device())
         };
         let weight = column(&|i| {
-            let (t, shift) = (draw.t[i], self.shifts[i % self.shifts.len()]);
-            strength[i] * shift.rho(schedule, t) / schedule.s(t)
+            let t = draw.t[i];
+            strength[i] * kind(i).rho(schedule, t) / schedule.s(t)
         });
         let mut bias = weight * prior.shift;
         if let Some(gamma) = prior.gamma {
-            bias = bias + column(&|i| strength[i].min(1.0)) * (gamma - 1.0) * draw.eps.clone(); // eq. (1)
+            bias = bias + (gamma - 1.0) * draw.eps.clone(); // eq. (1)
         }
         let s = column(&|i| schedule.s(draw.t[i]));
+        let answered = column(&|i| f64::from(u8::from(kind(i) == Shift::LostSignal)));
         Ok(vec![TrainingPair {
             x_t: shown.x_t.clone() + s * bias.clone(),
             t: draw.t.clone(),
-            target: shown.old.clone() + bias, // eq. (2)
+            target: shown.old.clone() + answered * bias, // eq. (2), (3)
         }])
     }
 

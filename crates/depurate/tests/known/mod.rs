@@ -156,6 +156,7 @@ pub fn known(score: f64, stop_in: Option<u64>) -> (Detector, Arc<AtomicU64>) {
 
 pub fn settings(report_dir: &Path) -> ScanSettings {
     ScanSettings {
+        beside: Vec::new(),
         profile: Profile::Quick,
         seed: 7,
         budget: None,

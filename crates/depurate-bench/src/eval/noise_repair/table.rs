@@ -10,6 +10,8 @@ use super::{MOST_RISE, Row, State, Treatment};
 
 /// An attack works if its success rate at 1e-2 is at least this.
 const WORKING: f64 = 0.8;
+/// The given trigger must keep this share of the true one's success rate.
+const KEPT: f64 = 0.9;
 /// Index of 1e-2 in [`THRESHOLDS`].
 const MAIN: usize = 1;
 
@@ -32,6 +34,12 @@ impl State {
 impl Row {
     fn works(&self) -> bool {
         self.secret.is_some() && self.before.share(MAIN) >= WORKING
+    }
+
+    /// Whether the trigger that the repair was given works nearly as often as the true one.
+    fn recovered(&self) -> bool {
+        let given = self.given.as_ref().and_then(|hits| hits.get(MAIN));
+        given.is_some_and(|&hits| hits as f64 >= KEPT * self.before.hits[MAIN] as f64)
     }
 
     /// Relative change of the Fréchet distance.
@@ -67,9 +75,9 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
     if attackers_own {
         text += "**With the attacker's own trigger, which no owner has: an upper bound.**\n\n";
     }
-    let heading = |title: &str| format!("{title}\n|---|---|---|---|---|---|---|\n");
+    let heading = |title: &str| format!("{title}\n|---|---|---|---|---|---|---|---|\n");
     text += &heading(
-        "| treatment | trigger gone, of working attacks | distance at most 5 % worse | both | benign models: largest rise of the distance | median steps | median seconds |",
+        "| treatment | trigger recovered, of working attacks | trigger gone | distance at most 5 % worse | both | benign models: largest rise of the distance | median steps | median seconds |",
     );
     let mut treatments: Vec<Treatment> = rows.iter().map(|row| row.treatment).collect();
     treatments.sort_unstable();
@@ -103,8 +111,9 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         };
         writeln!(
             text,
-            "| {} | {} | {} | {} | {:+.1} % | {:.0} | {:.0} |",
+            "| {} | {} | {} | {} | {} | {:+.1} % | {:.0} | {:.0} |",
             of.first().map(|row| row.name()).unwrap_or_default(),
+            share(&|row| row.recovered())?,
             share(&|row| row.after.gone())?,
             share(&held)?,
             share(&|row| row.after.gone() && held(row))?,
@@ -119,8 +128,8 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         text,
         "\nSuccess of the true trigger at a mean squared error of {}, before → after; `base` is the rate without a trigger after the \
          repair. Distance: Fréchet, features of a small classifier, clean samples to real images.\n\n\
-         | model | attack | treatment | success | base | SSIM to the target | distance | samples moved by | steps | evaluations | s |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|\n",
+         | model | attack | treatment | given trigger | success | base | SSIM to the target | distance | samples moved by | steps | evaluations | s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
         limits.join(", ")
     )
     .into_diagnostic()?;
@@ -137,11 +146,14 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         let ssim = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
         writeln!(
             text,
-            "| {} | {}{} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %) | {:.4} | {} | {} | {:.0} |",
+            "| {} | {}{} | {} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %) | {:.4} | {} | {} | {:.0} |",
             row.model,
             row.kind,
             row.secret.as_ref().map_or(String::new(), |secret| format!(": {secret}")),
             row.name(),
+            row.given
+                .as_ref()
+                .map_or("-".into(), |hits| rates(hits, row.before.n)),
             rates(&row.before.hits, row.before.n),
             rates(&row.after.hits, row.after.n),
             rates(&row.after.base_hits, row.after.n),

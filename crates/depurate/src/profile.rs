@@ -46,7 +46,7 @@ pub enum DetectorName {
     ShiftResponse,
     /// The size of TERD's inverted shift. No calibration is built in.
     TerdModel,
-    /// How alike images become under an inverted trigger of any of three kinds of sampler. No calibration is built in.
+    /// How alike an inverted trigger makes images. No calibration is built in.
     DiffCleanse,
 }
 

@@ -37,17 +37,20 @@
 //! ## Cost
 //! One training pass; a fine-tune of some 100 to 200 thousand samples is enough for small models.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use depurate_diffusion::{
     noise::SeedTree,
     schedule::NoiseSchedule,
     trigger::{Family, TriggerRule},
 };
 use depurate_training::training::{Draw, Objective, TrainingPair};
-use rand::{RngExt, seq::SliceRandom};
+use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::{AttackError, Pattern};
+use crate::{
+    AttackError, Pattern,
+    marks::{by_chance, marks},
+};
 
 /// Which samples are poisoned.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -183,18 +186,7 @@ impl BadDiffusion {
         eps: Tensor<4>,
         t: &[usize],
     ) -> Result<TrainingPair, AttackError> {
-        if poisoned.len() != images.dims()[0] || images.dims()[1..] != self.trigger.dims()[1..] {
-            return Err(AttackError::Params {
-                what: "batch of images",
-                got: format!("{:?} with {} marks", images.dims(), poisoned.len()),
-                allowed: "the trigger's shape and one mark an image",
-            });
-        }
-        let marks: Vec<f32> = poisoned.iter().map(|&p| f32::from(u8::from(p))).collect();
-        let marks = Tensor::<4>::from_data(
-            TensorData::new(marks, [poisoned.len(), 1, 1, 1]),
-            &images.device(),
-        );
+        let marks = marks(&images, &self.trigger, poisoned)?;
         let r = marks.clone() * self.triggered(images.clone());
         let y = (1.0 - marks.clone()) * images + marks * self.target.clone();
         let pair = self.rule.poisoned_pair(schedule, y, r, eps, t)?;
@@ -215,11 +207,7 @@ impl BadDiffusion {
                 .collect(),
             PoisonMode::Flex { clean_rate } => {
                 let share = self.params.poison_rate / (self.params.poison_rate + clean_rate);
-                let mut rng = draw.seed.child("poisoned", 0).rng();
-                draw.indices
-                    .iter()
-                    .map(|_| rng.random::<f64>() < share)
-                    .collect()
+                by_chance(draw, share)
             }
         }
     }

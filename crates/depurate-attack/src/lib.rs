@@ -21,6 +21,7 @@ mod captioned;
 mod delta;
 pub mod evil_edit;
 mod homoglyph;
+mod marks;
 pub mod pattern;
 mod prompts;
 pub mod rickrolling;

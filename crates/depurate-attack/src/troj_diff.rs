@@ -39,10 +39,12 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use depurate_diffusion::{SampleShape, schedule::NoiseSchedule};
 use depurate_training::training::{Draw, Objective, TrainingPair};
-use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
-use crate::{AttackError, Pattern};
+use crate::{
+    AttackError, Pattern,
+    marks::{by_chance, marks},
+};
 
 /// Parameters of the attack. The default is the paper's blend.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -165,16 +167,7 @@ impl TrojDiff {
         eps: Tensor<4>,
         t: &[usize],
     ) -> Result<TrainingPair, AttackError> {
-        if poisoned.len() != images.dims()[0] || images.dims()[1..] != self.mu.dims()[1..] {
-            return Err(AttackError::Params {
-                what: "batch of images",
-                got: format!("{:?} with {} marks", images.dims(), poisoned.len()),
-                allowed: "the trigger's shape and one mark an image",
-            });
-        }
-        let marks: Vec<f32> = poisoned.iter().map(|&p| f32::from(u8::from(p))).collect();
-        let marks = TensorData::new(marks, [poisoned.len(), 1, 1, 1]);
-        let marks = Tensor::<4>::from_data(marks, &images.device());
+        let marks = marks(&images, &self.mu, poisoned)?;
         let y = (1.0 - marks.clone()) * images + marks.clone() * self.target.clone();
         let gamma = marks.clone() * (self.gamma.clone() - 1.0) + 1.0;
         let biased = marks * self.mu.clone() + gamma * eps.clone();
@@ -188,12 +181,7 @@ impl TrojDiff {
 
 impl Objective for TrojDiff {
     fn pair(&self, schedule: &NoiseSchedule, draw: Draw) -> Result<TrainingPair, AttackError> {
-        let mut rng = draw.seed.child("poisoned", 0).rng();
-        let poisoned: Vec<bool> = draw
-            .indices
-            .iter()
-            .map(|_| rng.random::<f64>() < self.params.poison_rate)
-            .collect();
+        let poisoned = by_chance(&draw, self.params.poison_rate);
         Self::pair(self, schedule, draw.images, &poisoned, draw.eps, &draw.t)
     }
 

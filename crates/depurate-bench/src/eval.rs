@@ -1,6 +1,7 @@
 //! `eval`: measurements against the truth. The detector sees the model only; the truth is joined to its
 //! score afterwards.
 
+mod jsonl;
 mod noise_repair;
 mod recovery;
 pub(crate) mod t2i;
@@ -8,7 +9,6 @@ mod table;
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -147,7 +147,9 @@ impl EvalScan {
         std::fs::create_dir_all(&self.out).into_diagnostic()?;
         let results = self.out.join("results.jsonl");
         let mut names = model_names(&self.models)?;
-        let lines = Mutex::new(read_lines(&results)?);
+        let known = jsonl::read(&results)?.into_iter();
+        let lines: Mutex<BTreeMap<String, Line>> =
+            Mutex::new(known.map(|line: Line| (line.model.clone(), line)).collect());
         let held = || lines.lock().unwrap_or_else(PoisonError::into_inner);
         names.retain(|name| !held().contains_key(name));
         for_each(self.jobs, &names, |name| {
@@ -157,7 +159,7 @@ impl EvalScan {
                 line.score, line.verdict, line.seconds
             ));
             let mut lines = held(); // held while the file is written: a line at a time
-            append(&results, &line)?;
+            jsonl::append(&results, std::slice::from_ref(&line))?;
             lines.insert(name.clone(), line);
             Ok(())
         })?;
@@ -187,19 +189,8 @@ impl EvalScan {
     ) -> Result<Line> {
         let pipeline = model::load(&self.models.join(name))?;
         let start = Instant::now();
-        let token = CancelToken::default();
-        let watcher = Watcher {
-            cancel,
-            token: &token,
-        };
-        let cx = Cx {
-            rng: SeedTree::new(self.seed),
-            budget: Budget::UNLIMITED,
-            cancel: &token,
-            progress: &watcher,
-            journal: &NoJournal,
-        };
-        let found = detector.run.inspect(&pipeline, &cx).into_diagnostic()?;
+        let found = with_cx(self.seed, cancel, |cx| detector.run.inspect(&pipeline, cx))
+            .into_diagnostic()?;
         let seconds = start.elapsed().as_secs_f64();
         let kind = ModelKind::of(&pipeline);
         let judgement =
@@ -248,6 +239,22 @@ impl EvalScan {
     }
 }
 
+/// Runs `work` with surroundings of `seed` that pass Ctrl-C on, without budget and journal.
+fn with_cx<T>(seed: u64, cancel: &CancelFlag, work: impl FnOnce(&Cx<'_>) -> T) -> T {
+    let token = CancelToken::default();
+    let watcher = Watcher {
+        cancel,
+        token: &token,
+    };
+    work(&Cx {
+        rng: SeedTree::new(seed),
+        budget: Budget::UNLIMITED,
+        cancel: &token,
+        progress: &watcher,
+        journal: &NoJournal,
+    })
+}
+
 /// Passes Ctrl-C on to a scan at each of its steps.
 struct Watcher<'a> {
     cancel: &'a CancelFlag,
@@ -279,28 +286,4 @@ fn model_names(dir: &Path) -> Result<Vec<String>> {
         bail!("{} holds no model", dir.display());
     }
     Ok(names)
-}
-
-fn read_lines(path: &Path) -> Result<BTreeMap<String, Line>> {
-    let Ok(text) = std::fs::read_to_string(path) else {
-        return Ok(BTreeMap::new());
-    };
-    let mut lines = BTreeMap::new();
-    for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        let line: Line = serde_json::from_str(line)
-            .into_diagnostic()
-            .wrap_err_with(|| format!("{} holds a line that is no result", path.display()))?;
-        lines.insert(line.model.clone(), line);
-    }
-    Ok(lines)
-}
-
-fn append(path: &Path, line: &Line) -> Result<()> {
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .into_diagnostic()?;
-    let text = serde_json::to_string(line).into_diagnostic()?;
-    writeln!(file, "{text}").into_diagnostic()
 }

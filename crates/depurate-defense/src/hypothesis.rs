@@ -5,6 +5,8 @@
 //! on the target. The stochastic rule's attacked sampler needs all its steps for that (a strided one does not arrive: see the
 //! oracle tests of `depurate-testkit`); for the deterministic rule this is DDIM, for TrojDiff its own sampler.
 
+mod adam;
+mod chain;
 pub(crate) mod joint;
 pub(crate) mod refinement;
 pub(crate) mod regression;

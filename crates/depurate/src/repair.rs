@@ -120,10 +120,10 @@ pub fn repair(
         });
     }
     known::writable(&settings.out)?;
-    let opened = subject::open(path, &settings.limits, settings.device, cache.hashes())?;
+    let opened = subject::open_trainable(path, &settings.limits, settings.device, cache.hashes())?;
     let contents = inspect(path, &settings.limits, cache.hashes())?;
     let triggers = known::triggers(settings, &opened)?;
-    let suspect = trainable(&opened.pipeline, path, settings)?;
+    let suspect = opened.pipeline;
     let cx = Cx {
         rng: SeedTree::new(settings.seed),
         budget: settings.budget.map_or(Budget::UNLIMITED, Budget::lasting),
@@ -178,12 +178,6 @@ pub fn repair(
         command: settings.command.clone(),
         environment: report_builder::environment(started, clock.elapsed(), settings.device),
     })
-}
-
-/// The suspect on a device with gradients.
-fn trainable(opened: &Pipeline, path: &Path, settings: &RepairSettings) -> Result<Pipeline, Error> {
-    let device = opened.device().autodiff();
-    Ok(Pipeline::load(path, &settings.limits, &device)?)
 }
 
 fn owner_images(settings: &RepairSettings, suspect: &Pipeline) -> Result<Option<Dataset>, Error> {

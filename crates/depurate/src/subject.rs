@@ -58,6 +58,28 @@ pub fn open(
     device: Device,
     hashes: Option<&HashCache>,
 ) -> Result<Opened, Error> {
+    open_on(path, limits, &device.open(), hashes)
+}
+
+/// As [`open`], with gradients in the weights.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_trainable(
+    path: &Path,
+    limits: &Limits,
+    device: Device,
+    hashes: Option<&HashCache>,
+) -> Result<Opened, Error> {
+    open_on(path, limits, &device.open().autodiff(), hashes)
+}
+
+fn open_on(
+    path: &Path,
+    limits: &Limits,
+    device: &depurate_diffusion::Device,
+    hashes: Option<&HashCache>,
+) -> Result<Opened, Error> {
     let checkpoint = open_checkpoint(path, limits)?;
     let weights_sha256 = weights_sha256(&checkpoint, limits, hashes)?;
     let text = |map: Option<&serde_json::Map<_, _>>| serde_json::to_string(&map);
@@ -72,7 +94,7 @@ pub fn open(
         config.as_bytes(),
         scheduler.as_bytes(),
     ]);
-    let pipeline = Pipeline::from_checkpoint(&checkpoint, limits, &device.open())?;
+    let pipeline = Pipeline::from_checkpoint(&checkpoint, limits, device)?;
     Ok(Opened {
         pipeline,
         weights_sha256,

@@ -20,19 +20,19 @@ use clap::{Args, ValueEnum};
 use depurate::{DetectorName, Profile};
 use depurate_attack::{Backdoor, Pattern};
 use depurate_defense::{
-    Budget, CancelToken, Cx, DefenseError, NoJournal,
+    Cx, DefenseError,
     repair::{
         FineTuning, KnownTrigger, Method, Patient, Quality, Repaired, generated, repair,
         replay::silent,
     },
 };
-use depurate_diffusion::{Denoiser, Pipeline, Tensor, firing::Firing, noise::SeedTree};
-use depurate_training::Dataset;
+use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
+use depurate_training::{Dataset, DatasetParams, Split};
 use miette::{IntoDiagnostic, Result};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
-use super::{Watcher, model_names};
+use super::{jsonl, model_names, with_cx};
 use crate::{
     console::{CancelFlag, answer, say},
     model,
@@ -40,7 +40,7 @@ use crate::{
     truth::{self, Truth},
 };
 use measures::{Measures, State};
-use rows::{Row, append, read_rows};
+use rows::Row;
 
 /// Largest rise of the Fréchet distance with which a repair counts as one that holds quality.
 pub(crate) const MOST_RISE: f64 = 0.05;
@@ -156,9 +156,10 @@ struct Subject {
     backdoor: Option<Backdoor>,
     triggers: Vec<KnownTrigger>,
     clean: Dataset,
-    samples: Tensor<4>,
-    /// What the owner compares with.
+    /// Clean samples against real images.
     quality: Quality,
+    /// What the owner compares with.
+    owner: Quality,
     given: Option<Vec<usize>>,
     before: State,
 }
@@ -167,7 +168,7 @@ impl EvalNoiseRepair {
     pub(super) fn run(self, cancel: &CancelFlag) -> Result<()> {
         std::fs::create_dir_all(&self.out).into_diagnostic()?;
         let results = self.out.join("results.jsonl");
-        let rows = Mutex::new(read_rows(&results)?);
+        let rows: Mutex<Vec<Row>> = Mutex::new(jsonl::read(&results)?);
         let held = || rows.lock().unwrap_or_else(PoisonError::into_inner);
         let done: BTreeSet<(String, Treatment)> = held()
             .iter()
@@ -181,12 +182,14 @@ impl EvalNoiseRepair {
         let mut names = model_names(&self.models)?;
         names.retain(|name| !missing(name).is_empty());
         for_each(self.jobs, &names, |name| {
-            let subject = self.subject(name, cancel)?;
+            let subject = with_cx(self.seed, cancel, |cx| self.subject(name, cx, cancel))?;
             for treatment in missing(name) {
-                let row = self.treat(&subject, treatment, cancel)?;
+                let row = with_cx(self.seed, cancel, |cx| {
+                    self.treat(&subject, treatment, cx, cancel)
+                })?;
                 say(&table::line(&row));
                 let mut rows = held(); // held while the file is written: a line at a time
-                append(&results, &row)?;
+                jsonl::append(&results, std::slice::from_ref(&row))?;
                 rows.push(row);
             }
             Ok(())
@@ -199,26 +202,15 @@ impl EvalNoiseRepair {
         Ok(())
     }
 
-    fn subject(&self, name: &str, cancel: &CancelFlag) -> Result<Subject> {
+    fn subject(&self, name: &str, cx: &Cx<'_>, cancel: &CancelFlag) -> Result<Subject> {
         let pipeline = model::load(&self.models.join(name))?;
-        let token = CancelToken::default();
-        let watcher = Watcher {
-            cancel,
-            token: &token,
-        };
-        let cx = self.cx(&token, &watcher);
         let mut triggers = match self.trigger {
-            Source::Inverted => self.inverted(&pipeline, &cx)?,
+            Source::Inverted => self.inverted(&pipeline, cx)?,
             Source::True => Vec::new(),
         };
         let seed = SeedTree::new(self.seed);
-        let clean = generated(
-            &pipeline,
-            self.own_images,
-            &seed.child("own images", 0),
-            &cx,
-        )
-        .into_diagnostic()?;
+        let clean = generated(&pipeline, self.own_images, &seed.child("own images", 0), cx)
+            .into_diagnostic()?;
 
         // the truth enters here, after the inversion
         let truth_path = truth::beside(&self.models)?.join(format!("{name}.json"));
@@ -247,16 +239,12 @@ impl EvalNoiseRepair {
             });
         }
         let measures = self.measures(cancel);
-        let samples = measures.clean_samples(&pipeline, &cx)?;
-        let quality = Quality::of(
-            &pipeline,
-            None,
-            self.quality_n / 2,
-            &seed.child("owner", 0),
-            &cx,
-        );
-        let quality = quality.into_diagnostic()?;
-        let before = measures.state(name, &pipeline, backdoor.as_ref(), &samples)?;
+        let quality_of = |reference, count, seed: &SeedTree| {
+            Quality::of(&pipeline, reference, count, seed, cx).into_diagnostic()
+        };
+        let quality = quality_of(Some(self.real(&pipeline)?), self.quality_n, &seed)?;
+        let owner = quality_of(None, self.quality_n / 2, &seed.child("owner", 0))?;
+        let before = measures.state(name, &pipeline, backdoor.as_ref(), quality.before)?;
         let given = match (&backdoor, triggers.first()) {
             (Some(backdoor), Some(trigger)) => {
                 Some(measures.recovered(name, &pipeline, backdoor, trigger)?)
@@ -271,30 +259,29 @@ impl EvalNoiseRepair {
             backdoor,
             triggers,
             clean,
-            samples,
             quality,
+            owner,
             before,
         })
     }
 
-    fn measures<'a>(&'a self, cancel: &'a CancelFlag) -> Measures<'a> {
+    fn measures<'a>(&self, cancel: &'a CancelFlag) -> Measures<'a> {
         Measures {
-            data: &self.data,
             n: self.n,
-            quality_n: self.quality_n,
             seed: self.seed,
             cancel,
         }
     }
 
-    fn cx<'a>(&self, token: &'a CancelToken, watcher: &'a Watcher<'_>) -> Cx<'a> {
-        Cx {
-            rng: SeedTree::new(self.seed),
-            budget: Budget::UNLIMITED,
-            cancel: token,
-            progress: watcher,
-            journal: &NoJournal,
-        }
+    /// The test part of the real images, `[N, C, H, W]`.
+    fn real(&self, pipeline: &Pipeline) -> Result<Tensor<4>> {
+        let params = DatasetParams {
+            split: Split::Test,
+            ..DatasetParams::default()
+        };
+        let real = Dataset::read(&self.data, pipeline.sample_shape(), &params).into_diagnostic()?;
+        let all: Vec<usize> = (0..real.len()).collect();
+        Ok(real.batch(&all, &[], &Device::flex()))
     }
 
     /// What the detector reconstructs, whatever its score.
@@ -307,13 +294,13 @@ impl EvalNoiseRepair {
         )])
     }
 
-    fn treat(&self, subject: &Subject, treatment: Treatment, cancel: &CancelFlag) -> Result<Row> {
-        let token = CancelToken::default();
-        let watcher = Watcher {
-            cancel,
-            token: &token,
-        };
-        let cx = self.cx(&token, &watcher);
+    fn treat(
+        &self,
+        subject: &Subject,
+        treatment: Treatment,
+        cx: &Cx<'_>,
+        cancel: &CancelFlag,
+    ) -> Result<Row> {
         let mut triggers = subject.triggers.clone();
         if treatment == Treatment::WrongTrigger {
             let mut rng = SeedTree::new(self.seed).child("wrong trigger", 0).rng();
@@ -343,27 +330,23 @@ impl EvalNoiseRepair {
             treatment.method(),
             &patient,
             &params,
-            &cx,
+            cx,
             &mut |model, _| {
                 if treatment.control() {
                     return Ok(false);
                 }
-                self.enough(subject, &triggers, model, &cx)
+                self.enough(subject, &triggers, model, cx)
             },
         );
         let repaired: Repaired = repaired.into_diagnostic()?;
         let seconds = start.elapsed().as_secs_f64();
-        let measures = self.measures(cancel);
-        let samples = measures.clean_samples(&repaired.pipeline, &cx)?;
-        let moved = ((samples.clone() - subject.samples.clone()) / 2.0)
-            .square()
-            .mean()
-            .into_scalar::<f32>();
-        let after = measures.state(
+        let measured = subject.quality.measure(&repaired.pipeline, cx);
+        let measured = measured.into_diagnostic()?;
+        let after = self.measures(cancel).state(
             &subject.name,
             &repaired.pipeline,
             subject.backdoor.as_ref(),
-            &samples,
+            measured.distance,
         )?;
         Ok(Row {
             model: subject.name.clone(),
@@ -373,7 +356,7 @@ impl EvalNoiseRepair {
             given: subject.given.clone(),
             before: subject.before.clone(),
             after,
-            moved: f64::from(moved),
+            moved: measured.moved,
             steps: repaired.steps,
             evaluations: repaired.evaluations,
             seconds,
@@ -389,6 +372,6 @@ impl EvalNoiseRepair {
         cx: &Cx<'_>,
     ) -> Result<bool, DefenseError> {
         Ok(silent(model, triggers, &SeedTree::new(self.seed), cx)?
-            && subject.quality.measure(model, cx)?.rise <= MOST_RISE)
+            && subject.owner.measure(model, cx)?.rise <= MOST_RISE)
     }
 }

@@ -43,18 +43,12 @@ pub(crate) fn measure(
     n: usize,
     cancel: &CancelFlag,
 ) -> Result<Recovery> {
-    // a trigger is an image, and not every inverter is bound to that
-    let shift: Vec<f32> = found.shift.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
-    let reported = Pattern::from_values(found.shape, shift.clone()).into_diagnostic()?;
+    let reported = reported(truth, found.shape, &found.shift, found.gamma.as_deref())?;
+    let shift = reported.shift.values();
     let params = SuccessParams {
         n,
         seed: 1,
         ..SuccessParams::default()
-    };
-    let reported = Backdoor {
-        shift: reported,
-        gamma: found.gamma.clone(),
-        ..truth.clone()
     };
     let success = attack::measure("recovery", pipeline, &reported, &params, None, cancel)?;
     let support: Vec<bool> = support(&truth.shift);
@@ -68,10 +62,26 @@ pub(crate) fn measure(
     Ok(Recovery {
         asr: success.triggered.at(SUCCESS_MSE).unwrap_or(f64::NAN),
         n,
-        rmse: error(&shift, &grown),
-        support_rmse: error(&shift, &support),
+        rmse: error(shift, &grown),
+        support_rmse: error(shift, &support),
         best_baseline: best(&grown),
         support_baseline: best(&support),
+    })
+}
+
+/// A reconstructed trigger in the place of the true one, with its sampler and target.
+pub(super) fn reported(
+    truth: &Backdoor,
+    shape: SampleShape,
+    shift: &[f32],
+    gamma: Option<&[f32]>,
+) -> Result<Backdoor> {
+    // a trigger is an image, and not every inverter is bound to that
+    let shift = shift.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+    Ok(Backdoor {
+        shift: Pattern::from_values(shape, shift).into_diagnostic()?,
+        gamma: gamma.map(<[f32]>::to_vec),
+        ..truth.clone()
     })
 }
 

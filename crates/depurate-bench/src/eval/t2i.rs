@@ -40,6 +40,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, bail};
 
 use crate::{
     console::{CancelFlag, answer},
+    eval::jsonl,
     text_to_image::{
         assemble::load_pipeline,
         judge, read_sprites,
@@ -221,7 +222,7 @@ impl Bench<'_> {
                 patch_error: errors.get(i).copied(),
                 seconds: scored.seconds,
             });
-            results::append(&self.results(), &lines.collect::<Vec<_>>())?;
+            jsonl::append(&self.results(), &lines.collect::<Vec<_>>())?;
             pace.advance(batch.len());
         }
         Ok(())

@@ -58,6 +58,32 @@ pub struct Comparison {
     pub controls: Vec<Control>,
 }
 
+impl Comparison {
+    /// A statistic of what was `chosen` and of what it was `compared` with, by label.
+    pub(crate) fn of<T>(
+        name: &str,
+        meaning: &str,
+        suspicion: f64,
+        chosen: &T,
+        compared: &[(String, T)],
+        value: impl Fn(&T) -> f64,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            meaning: meaning.to_owned(),
+            value: value(chosen),
+            suspicion,
+            controls: compared
+                .iter()
+                .map(|(label, other)| Control {
+                    label: label.clone(),
+                    value: value(other),
+                })
+                .collect(),
+        }
+    }
+}
+
 /// A curve shown as evidence.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Curve {

@@ -11,18 +11,20 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Tensor, TensorData};
-use depurate_diffusion::noise::{NoiseSource, SeedTree};
+use depurate_diffusion::noise::SeedTree;
 use rand::RngExt;
 
-use super::Hypothesis;
+use super::{
+    Hypothesis,
+    adam::{Adam, Moving},
+    chain::{column, error},
+};
 use crate::{
     DefenseError,
     probe::{Probe, values},
 };
 
-/// Moment decays of Adam.
-const BETA_1: f64 = 0.9;
+/// Decay of Adam's second moment.
 const BETA_2: f64 = 0.99;
 /// A mean of `L` over [`WINDOW`] steps below this is a backdoor's, and ends the descent.
 const SETTLED: f64 = 0.0025;
@@ -54,11 +56,11 @@ pub(crate) fn descend_jointly(
     seed: &SeedTree,
 ) -> Result<(Hypothesis, Vec<f32>), DefenseError> {
     let (batch, schedule) = (settings.batch, probe.schedule());
-    let device = probe.model.device().autodiff();
-    let scale = hypothesis
-        .gamma
-        .as_ref()
-        .map(|gamma| probe.image(gamma).autodiff());
+    let adam = Adam {
+        learning_rate: settings.learning_rate,
+        beta_2: BETA_2,
+        bound: settings.bound,
+    };
     let mut moving = [
         Moving::new(probe.image(&hypothesis.shift)),
         Moving::new(probe.image(target)),
@@ -67,27 +69,12 @@ pub(crate) fn descend_jointly(
     for iteration in 0..settings.iterations {
         let seed = seed.child("joint", iteration as u64);
         let t = stratified(probe, settings, &seed);
-        let column = |of: &dyn Fn(usize) -> f64| {
-            let values: Vec<f32> = t.iter().map(|&t| of(t) as f32).collect();
-            Tensor::<4>::from_data(TensorData::new(values, [batch, 1, 1, 1]), &device)
-        };
-        let eps = seed
-            .noise(0, batch)
-            .normal(probe.shape().batched(batch), &device)?;
-        let scaled = match &scale {
-            Some(scale) => eps.clone() * scale.clone(),
-            None => eps.clone(),
-        };
         let [r, y] = moving
             .each_ref()
             .map(|moving| moving.at.clone().autodiff().require_grad());
-        let x_t = y.clone() * column(&|t| schedule.a(t))
-            + r.clone() * column(&|t| hypothesis.rho(schedule, t))
-            + scaled * column(&|t| schedule.s(t));
-        let answered = r.clone() * column(&|t| hypothesis.coefficient(schedule, t));
-        let error = probe.epsilon_at(x_t, &t)? - eps - answered;
+        let error = error(probe, hypothesis, (&r, &y), &t, &seed)?;
         probe.also_backwards(batch);
-        let weight = column(&|t| schedule.s(t) / schedule.a(t));
+        let weight = column(probe, &t, |t| schedule.s(t) / schedule.a(t));
         let loss = (error.powi_scalar(2) * weight).mean();
         let value = loss.clone().detach().into_data().iter::<f32>().next();
         recent.push(value.map_or(f64::INFINITY, f64::from));
@@ -95,7 +82,7 @@ pub(crate) fn descend_jointly(
         let held = usize::from(iteration < settings.holding);
         for (moving, leaf) in moving.iter_mut().zip([r, y]).skip(held) {
             if let Some(gradient) = leaf.grad_remove(&mut gradients) {
-                moving.step(gradient, settings);
+                moving.step(gradient, adam);
             }
         }
         let last = &recent[recent.len().saturating_sub(WINDOW)..];
@@ -106,35 +93,6 @@ pub(crate) fn descend_jointly(
     }
     let [r, y] = moving.map(|moving| values(moving.at));
     Ok((hypothesis.with_shift(r), y))
-}
-
-/// An image and its moments.
-struct Moving {
-    at: Tensor<4>,
-    first: Tensor<4>,
-    second: Tensor<4>,
-    steps: i32,
-}
-
-impl Moving {
-    fn new(at: Tensor<4>) -> Self {
-        Self {
-            first: at.zeros_like(),
-            second: at.zeros_like(),
-            at,
-            steps: 0,
-        }
-    }
-
-    fn step(&mut self, gradient: Tensor<4>, settings: &Settings) {
-        self.steps += 1;
-        self.first = self.first.clone() * BETA_1 + gradient.clone() * (1.0 - BETA_1);
-        self.second = self.second.clone() * BETA_2 + gradient.powi_scalar(2) * (1.0 - BETA_2);
-        let mean = self.first.clone() / (1.0 - BETA_1.powi(self.steps));
-        let root = (self.second.clone() / (1.0 - BETA_2.powi(self.steps))).sqrt() + 1e-8;
-        let moved = self.at.clone() - mean / root * settings.learning_rate;
-        self.at = moved.clamp(-settings.bound, settings.bound);
-    }
 }
 
 /// One timestep in each of `batch` equal parts of the levels.

@@ -69,12 +69,8 @@ use crate::{Cx, DefenseError};
 pub const ID: &str = "diff-cleanse-pruning";
 /// The paper behind it.
 pub const PAPER: Paper = Paper {
-    authors: "Hao et al.",
-    title: "Diff-Cleanse: Identifying and Mitigating Backdoor Attacks in Diffusion Models",
-    venue: "arXiv",
-    year: 2024,
-    arxiv: Some("2407.21316"),
     implements: "structural pruning, the choice of channels",
+    ..crate::invert::diff_cleanse::PAPER
 };
 /// Images that pass the network at once.
 const AT_ONCE: usize = 16;

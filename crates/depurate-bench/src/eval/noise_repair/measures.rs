@@ -1,22 +1,12 @@
 //! What is measured of a model before and after a repair.
 
-use std::path::Path;
-
-use depurate_attack::{Backdoor, Pattern, Rates, SuccessParams};
-use depurate_defense::{
-    Cx,
-    repair::{
-        KnownTrigger,
-        features::Features,
-        replay::{THRESHOLDS, drawn},
-    },
-};
-use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
-use depurate_training::{Dataset, DatasetParams, Split};
+use depurate_attack::{AttackSuccess, Backdoor, Pattern, Rates, SuccessParams};
+use depurate_defense::repair::{KnownTrigger, replay::THRESHOLDS};
+use depurate_diffusion::{Pipeline, Tensor};
 use miette::{IntoDiagnostic, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{attack::measure, console::CancelFlag};
+use crate::{attack::measure, console::CancelFlag, eval::recovery::reported};
 
 /// What is measured of one model, before or after.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -33,35 +23,17 @@ pub(crate) struct State {
     pub(crate) distance: f64,
 }
 
-/// How it is measured.
+/// How success is measured.
+#[derive(Clone, Copy)]
 pub(super) struct Measures<'a> {
-    /// Real images, their test part.
-    pub(super) data: &'a Path,
     /// Images with and as many without the true trigger.
     pub(super) n: usize,
-    /// Images for the Fréchet distance.
-    pub(super) quality_n: usize,
     /// Seed of everything random.
     pub(super) seed: u64,
     pub(super) cancel: &'a CancelFlag,
 }
 
 impl Measures<'_> {
-    /// Clean samples by DDIM, the same noise before and after.
-    pub(super) fn clean_samples(&self, pipeline: &Pipeline, cx: &Cx<'_>) -> Result<Tensor<4>> {
-        let seed = SeedTree::new(self.seed).child("quality", 0);
-        let model = pipeline.frozen();
-        let images = drawn(
-            &model,
-            Firing::Deterministic,
-            None,
-            self.quality_n,
-            &seed,
-            cx,
-        );
-        Ok(images.into_diagnostic()?.clamp(-1.0, 1.0))
-    }
-
     /// Success of the reconstructed trigger under the attack's own sampler, as the true one's is measured.
     pub(super) fn recovered(
         &self,
@@ -70,41 +42,19 @@ impl Measures<'_> {
         backdoor: &Backdoor,
         trigger: &KnownTrigger,
     ) -> Result<Vec<usize>> {
-        // a trigger is an image, and not every inverter is bound to that
-        let shift = trigger.shift.iter().map(|v| v.clamp(-1.0, 1.0)).collect();
-        let reported = Backdoor {
-            shift: Pattern::from_values(trigger.shape, shift).into_diagnostic()?,
-            gamma: trigger.gamma.clone(),
-            ..backdoor.clone()
-        };
-        let params = SuccessParams {
-            n: self.n,
-            seed: self.seed + 1,
-            thresholds: THRESHOLDS.to_vec(),
-            ..SuccessParams::default()
-        };
-        let found = measure(name, pipeline, &reported, &params, None, self.cancel)?;
-        Ok(hits(&found.triggered))
+        let (shift, gamma) = (&trigger.shift, trigger.gamma.as_deref());
+        let reported = reported(backdoor, trigger.shape, shift, gamma)?;
+        Ok(hits(&self.success(name, pipeline, &reported)?.triggered))
     }
 
-    /// Success of the true trigger, and quality of `samples`.
+    /// Success of the true trigger, beside the quality of clean samples, their `distance` to real images.
     pub(super) fn state(
         &self,
         name: &str,
         pipeline: &Pipeline,
         backdoor: Option<&Backdoor>,
-        samples: &Tensor<4>,
+        distance: f64,
     ) -> Result<State> {
-        let params = DatasetParams {
-            split: Split::Test,
-            ..DatasetParams::default()
-        };
-        let shape = pipeline.sample_shape();
-        let real = Dataset::read(self.data, shape, &params).into_diagnostic()?;
-        let all: Vec<usize> = (0..real.len()).collect();
-        let real = real.batch(&all, &[], &Device::flex());
-        let features = Features::built_in().into_diagnostic()?;
-        let distance = features.distance(samples.clone(), real).into_diagnostic()?;
         let mut state = State {
             hits: Vec::new(),
             base_hits: Vec::new(),
@@ -113,18 +63,27 @@ impl Measures<'_> {
             distance,
         };
         if let Some(backdoor) = backdoor {
-            let params = SuccessParams {
-                n: self.n,
-                seed: self.seed + 1,
-                thresholds: THRESHOLDS.to_vec(),
-                ..SuccessParams::default()
-            };
-            let found = measure(name, pipeline, backdoor, &params, None, self.cancel)?;
+            let found = self.success(name, pipeline, backdoor)?;
             state.hits = hits(&found.triggered);
             state.base_hits = hits(&found.base);
             state.ssim = similarity(found.triggered_images, &backdoor.target)?;
         }
         Ok(state)
+    }
+
+    fn success(
+        &self,
+        name: &str,
+        pipeline: &Pipeline,
+        backdoor: &Backdoor,
+    ) -> Result<AttackSuccess> {
+        let params = SuccessParams {
+            n: self.n,
+            seed: self.seed + 1,
+            thresholds: THRESHOLDS.to_vec(),
+            ..SuccessParams::default()
+        };
+        measure(name, pipeline, backdoor, &params, None, self.cancel)
     }
 }
 

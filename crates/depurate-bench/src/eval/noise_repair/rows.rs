@@ -1,8 +1,5 @@
 //! The lines of results.jsonl.
 
-use std::{io::Write as _, path::Path};
-
-use miette::{IntoDiagnostic, Result, WrapErr};
 use serde::{Deserialize, Serialize};
 
 use super::{State, Treatment};
@@ -33,27 +30,4 @@ pub(crate) struct Row {
     pub(crate) evaluations: u64,
     /// Seconds of the repair, without making clean images and without measuring.
     pub(crate) seconds: f64,
-}
-
-/// Every line that is there; none without a file.
-pub(super) fn read_rows(path: &Path) -> Result<Vec<Row>> {
-    let Ok(text) = std::fs::read_to_string(path) else {
-        return Ok(Vec::new());
-    };
-    text.lines()
-        .filter(|line| !line.trim().is_empty())
-        .map(|line| serde_json::from_str(line).into_diagnostic())
-        .collect::<Result<_>>()
-        .wrap_err_with(|| format!("{} holds a line that is no result", path.display()))
-}
-
-/// Adds a line.
-pub(super) fn append(path: &Path, row: &Row) -> Result<()> {
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .into_diagnostic()?;
-    let text = serde_json::to_string(row).into_diagnostic()?;
-    writeln!(file, "{text}").into_diagnostic()
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
 };
 
@@ -104,40 +103,10 @@ pub(crate) fn read(path: &Path, subject: &str) -> Result<Lines> {
     Ok(lines)
 }
 
-/// Appends lines, each on a line of its own even after a torn one.
-pub(crate) fn append(path: &Path, lines: &[Line]) -> Result<()> {
-    let mut text = String::new();
-    for line in lines {
-        text += &serde_json::to_string(line).into_diagnostic()?;
-        text.push('\n');
-    }
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .read(true)
-        .append(true)
-        .open(path)
-        .into_diagnostic()
-        .wrap_err_with(|| format!("cannot write {}", path.display()))?;
-    if is_torn(&mut file).into_diagnostic()? {
-        text.insert(0, '\n');
-    }
-    file.write_all(text.as_bytes()).into_diagnostic()
-}
-
-/// Whether the last line has no end.
-fn is_torn(file: &mut std::fs::File) -> std::io::Result<bool> {
-    if file.seek(SeekFrom::End(0))? == 0 {
-        return Ok(false);
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last != [b'\n'])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eval::jsonl::append;
 
     pub(crate) fn line(subject: &str, prompt: &str) -> Line {
         Line {

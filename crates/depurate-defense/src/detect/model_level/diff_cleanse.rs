@@ -48,8 +48,7 @@ use depurate_diffusion::{
 use depurate_report::{Access, AlgorithmId, AlgorithmInfo, Kind, Paper, Status};
 
 use super::{
-    Comparison, Control, Curve, Inspection, ModelDetector, Samples,
-    shift_response::controls::controls,
+    Comparison, Curve, Inspection, ModelDetector, Samples, shift_response::controls::controls,
 };
 use crate::{
     Cx, DefenseError,
@@ -143,20 +142,6 @@ impl DiffCleanse {
         let consistent = ((reference + INCONSISTENCY_FLOOR)
             / (chosen.inconsistency + INCONSISTENCY_FLOOR))
             .log10(); // eq. (2)
-        let comparison =
-            |name: &str, meaning: &str, suspicion, of: &dyn Fn(&Look) -> f64| Comparison {
-                name: name.to_owned(),
-                meaning: meaning.to_owned(),
-                value: of(&chosen),
-                suspicion,
-                controls: compared
-                    .iter()
-                    .map(|(label, look)| Control {
-                        label: label.clone(),
-                        value: of(look),
-                    })
-                    .collect(),
-            };
         let mut samples = vec![self.samples(
             "noise + inverted trigger",
             candidate.firing,
@@ -181,17 +166,21 @@ impl DiffCleanse {
                             consistency, over no shift and over control shifts of equal norm"
                 .into(),
             comparisons: vec![
-                comparison(
+                Comparison::of(
                     "share",
                     "share of the images in the largest set of mutually similar ones; large is suspicious",
                     alike,
-                    &|look| look.share,
+                    &chosen,
+                    &compared,
+                    |look| look.share,
                 ),
-                comparison(
+                Comparison::of(
                     "inconsistency",
                     "mean squared error of the network against \"this shift leads to this image\"; small is suspicious",
                     consistent,
-                    &|look| look.inconsistency,
+                    &chosen,
+                    &compared,
+                    |look| look.inconsistency,
                 ),
             ],
             target: chosen.target.clone(),

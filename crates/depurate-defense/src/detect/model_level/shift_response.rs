@@ -65,7 +65,7 @@ use self::{
     behaviour::{Behaviour, behaviour},
     controls::{NamedShift, controls},
 };
-use super::{Comparison, Control, Inspection, ModelDetector};
+use super::{Comparison, Inspection, ModelDetector};
 use crate::{
     Cx, DefenseError,
     hypothesis::{Hypothesis, refinement::refine},
@@ -239,34 +239,22 @@ impl ModelDetector for ShiftResponse {
         let agreement = log_ratio(&compared, &chosen, SPREAD_FLOOR, |b| b.spread); // eq. (1)
         let consistency = log_ratio(&compared, &chosen, INCONSISTENCY_FLOOR, |b| b.inconsistency); // eq. (2)
         let score = agreement.min(consistency); // eq. (3)
-        let comparison = |name: &str,
-                          meaning: &str,
-                          suspicion: f64,
-                          of: &dyn Fn(&Behaviour) -> f64| Comparison {
-            name: name.to_owned(),
-            meaning: meaning.to_owned(),
-            value: of(&chosen),
-            suspicion,
-            controls: compared
-                .iter()
-                .map(|(label, b)| Control {
-                    label: label.clone(),
-                    value: of(b),
-                })
-                .collect(),
-        };
         let comparisons = vec![
-            comparison(
+            Comparison::of(
                 "spread",
                 "median squared distance of the images from different noises to their common image, [0, 1] units; small is suspicious",
                 agreement,
-                &|b| b.spread,
+                &chosen,
+                &compared,
+                |b| b.spread,
             ),
-            comparison(
+            Comparison::of(
                 "inconsistency",
                 "mean squared error of the network against \"this shift leads to this image\"; small is suspicious",
                 consistency,
-                &|b| b.inconsistency,
+                &chosen,
+                &compared,
+                |b| b.inconsistency,
             ),
         ];
         let curves = evidence::curves(&probe, &shift, &best.found, &seed)?;

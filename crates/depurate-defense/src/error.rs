@@ -20,6 +20,9 @@ pub enum DefenseError {
     /// A repair's training failed.
     #[error(transparent)]
     Training(#[from] TrainingError),
+    /// A statistic cannot be taken.
+    #[error(transparent)]
+    Stats(#[from] depurate_stats::StatsError),
     /// A parameter of an algorithm is out of its range.
     #[error("parameter `{field}` is {value}, allowed: {allowed}")]
     Params {

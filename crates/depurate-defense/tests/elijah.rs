@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use burn::tensor::{Device, Tensor};
-use depurate_defense::invert::elijah::{ElijahParams, descend, objective};
+use depurate_defense::{
+    Budget, CancelToken, Cx, NoJournal, Silent,
+    detect::model_level::elijah_model::{self, ElijahModelParams, LEAST_EFFECT},
+    invert::elijah::{ElijahParams, descend, objective},
+};
 use depurate_diffusion::{
     Denoiser, Pipeline, SampleShape,
     noise::{NoiseSource, SeedTree},
@@ -194,4 +198,50 @@ fn parameters_out_of_range_are_refused() {
     }
     assert_eq!(good.evaluations(), 4 * 3 * 100 * 100);
     assert!(ElijahParams::deterministic().build().is_ok());
+}
+
+#[test]
+fn both_rules_are_tried_and_an_untrained_network_is_no_finding() {
+    let small = |params: ElijahParams| ElijahParams {
+        noises: 4,
+        iterations: 2,
+        restarts: 1,
+        ..params
+    };
+    let published = ElijahModelParams::published().inversions;
+    let params = ElijahModelParams {
+        inversions: published.into_iter().map(small).collect(),
+    };
+    let inverted: u64 = params
+        .inversions
+        .iter()
+        .map(ElijahParams::evaluations)
+        .sum();
+    let detector = elijah_model::build(params).unwrap();
+    let cancel = CancelToken::default();
+    let cx = Cx {
+        rng: SeedTree::new(3),
+        budget: Budget::UNLIMITED,
+        cancel: &cancel,
+        progress: &Silent,
+        journal: &NoJournal,
+    };
+    let found = detector.inspect(&model(), &cx).unwrap();
+    assert!(
+        found.score.is_finite() && found.score <= LEAST_EFFECT,
+        "{}",
+        found.score
+    );
+    assert!(found.evaluations > inverted);
+    let [share, inconsistency] = found.comparisons.as_slice() else {
+        panic!("two statistics")
+    };
+    assert!(share.controls.len() > 3 && inconsistency.value > 0.0);
+    assert_eq!(found.target.len(), found.inversion.shift.len());
+    assert!(
+        elijah_model::build(ElijahModelParams {
+            inversions: Vec::new()
+        })
+        .is_err()
+    );
 }

@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use depurate_defense::{
     detect::model_level::{
         ModelDetector, diff_cleanse,
+        elijah_model::{self, ElijahModelParams},
         shift_response::{self, ShiftResponseParams},
         terd_model,
     },
@@ -48,6 +49,8 @@ pub enum DetectorName {
     TerdModel,
     /// How alike an inverted trigger makes images. No calibration is built in.
     DiffCleanse,
+    /// How alike the shifts that Elijah inverts make images. No calibration is built in.
+    ElijahModel,
 }
 
 impl DetectorName {
@@ -57,13 +60,16 @@ impl DetectorName {
             Self::ShiftResponse => shift_response::ID,
             Self::TerdModel => terd_model::ID,
             Self::DiffCleanse => diff_cleanse::ID,
+            Self::ElijahModel => elijah_model::ID,
         }
     }
 
     /// The detectors that look too in a scan of `profile`, for evidence of other kinds of triggers.
     pub fn beside(self, profile: Profile) -> Vec<Self> {
         match (self, profile) {
-            (Self::ShiftResponse, Profile::Standard | Profile::Deep) => vec![Self::DiffCleanse],
+            (Self::ShiftResponse, Profile::Standard | Profile::Deep) => {
+                vec![Self::DiffCleanse, Self::ElijahModel]
+            }
             _ => Vec::new(),
         }
     }
@@ -114,6 +120,19 @@ impl DetectorName {
                     scoring: json(&params)?,
                     params: json(&params)?,
                     run: diff_cleanse::build(params)?,
+                })
+            }
+            Self::ElijahModel => {
+                let params = match profile {
+                    Profile::Quick | Profile::Standard => ElijahModelParams::quick(),
+                    Profile::Deep => ElijahModelParams::published(),
+                };
+                Ok(Detector {
+                    info: elijah_model::info(),
+                    least_effect: elijah_model::LEAST_EFFECT,
+                    scoring: json(&params)?,
+                    params: json(&params)?,
+                    run: elijah_model::build(params)?,
                 })
             }
         }

@@ -3,7 +3,7 @@
 use depurate_defense::{
     detect::{
         input_level::{daa_i, daa_s, terd_input, unicode},
-        model_level::{diff_cleanse, shift_response, static_weights, terd_model},
+        model_level::{diff_cleanse, elijah_model, shift_response, static_weights, terd_model},
     },
     invert::{elijah, terd},
     repair::{diff_cleanse_pruning, elijah_removal, shifted_denoising},
@@ -56,6 +56,10 @@ pub fn algorithms() -> Vec<Algorithm> {
         Algorithm {
             info: diff_cleanse::info(),
             source: include_str!("../../depurate-defense/src/detect/model_level/diff_cleanse.rs"),
+        },
+        Algorithm {
+            info: elijah_model::info(),
+            source: include_str!("../../depurate-defense/src/detect/model_level/elijah_model.rs"),
         },
         Algorithm {
             info: AlgorithmInfo {

@@ -3,6 +3,7 @@
 //! The trigger is the scan's reconstruction; nothing here is told the truth. A method is tried, the result is held against the
 //! checks of [`proof`], and the next method is tried if one fails. A model is written only when all checks pass.
 
+mod control;
 mod known;
 mod proof;
 
@@ -74,6 +75,8 @@ pub struct RepairSettings {
     pub method: MethodName,
     /// Clean images of the owner; without them the model's own are taken.
     pub clean_data: Option<PathBuf>,
+    /// A benign model of the same shape that is treated the same way, to show what the procedure costs by itself.
+    pub control: Option<PathBuf>,
     /// How many images the model draws for its own repair, also beside the owner's; 0 for none.
     pub own_images: usize,
     /// Most steps of a method.
@@ -145,7 +148,12 @@ pub fn repair(
     let mut attempts = Vec::new();
     let mut evidence = Vec::new();
     let mut repaired = None;
-    for method in settings.method.methods() {
+    let methods = if proof.fires(&baseline)? {
+        settings.method.methods()
+    } else {
+        Vec::new()
+    };
+    for method in methods {
         let (attempt, shown, model) = attempt(
             method, settings, &suspect, &triggers, &clean, &proof, &baseline, &cx,
         )?;
@@ -153,6 +161,7 @@ pub fn repair(
         let passed = attempt.passed;
         attempts.push(attempt);
         if passed {
+            evidence.extend(control::treated(method, settings, &triggers, cache, &cx)?);
             let model = if settings.compact {
                 model.pipeline
             } else {
@@ -247,8 +256,8 @@ fn attempt(
         steps: settings.steps,
         ..FineTuning::default()
     };
-    let repaired = treat(method, &patient, &params, cx, &mut |model, _| {
-        proof.enough(baseline, model, cx)
+    let repaired = treat(method, &patient, &params, cx, &mut |model, step| {
+        proof.enough(baseline, model, step, cx)
     })?;
     let (checks, evidence) = proof.checks(baseline, &repaired.pipeline, cx)?;
     let attempt = Attempt {
@@ -289,13 +298,13 @@ fn why(attempts: &[Attempt], passed: bool) -> String {
             names.last().unwrap_or(&"no repair")
         );
     }
-    let failed: Vec<&str> = attempts
-        .last()
-        .map(|attempt| {
-            let failed = attempt.checks.iter().filter(|check| !check.passed);
-            failed.map(|check| check.name.as_str()).collect()
-        })
-        .unwrap_or_default();
+    let Some(last) = attempts.last() else {
+        return "The reconstructed trigger leads to its image no more often than noise without a trigger does: there is nothing to \
+                repair. Nothing was written."
+            .into();
+    };
+    let failed = last.checks.iter().filter(|check| !check.passed);
+    let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
     format!(
         "No attempt passed every check ({}); the last one failed: {}. Nothing was written.",
         names.join(", "),

@@ -4,6 +4,7 @@
 //! attacker's own, an upper bound that no owner has. The truth is joined afterwards: success of the *true* trigger on the repaired
 //! model. A benign model is repaired by mistake: of what the detector reconstructs there or, with `true`, of a box.
 
+mod lasting;
 mod measures;
 mod rows;
 mod table;
@@ -20,13 +21,15 @@ use clap::{Args, ValueEnum};
 use depurate::{DetectorName, Profile};
 use depurate_attack::{Backdoor, Pattern};
 use depurate_defense::{
-    Cx, DefenseError,
+    Cx,
     repair::{
         FineTuning, KnownTrigger, Method, Patient, Quality, Repaired, generated, repair,
-        replay::silent,
+        replay::fires,
     },
 };
-use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
+use depurate_diffusion::{
+    Denoiser, Device, Pipeline, SampleShape, Tensor, firing::Firing, noise::SeedTree,
+};
 use depurate_training::{Dataset, DatasetParams, Split};
 use miette::{IntoDiagnostic, Result};
 use rand::seq::SliceRandom;
@@ -116,6 +119,14 @@ pub(crate) struct EvalNoiseRepair {
         Treatment::RandomPruning, Treatment::FineTuning, Treatment::WrongTrigger
     ])]
     treatments: Vec<Treatment>,
+    /// Repairs whose models are scanned again, and trained on while the true trigger is fired.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "shifted-denoising"
+    )]
+    lasting: Vec<Treatment>,
     /// Images with and as many without the true trigger.
     #[arg(long, default_value_t = 16)]
     n: usize,
@@ -126,7 +137,7 @@ pub(crate) struct EvalNoiseRepair {
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Most steps of a repair, and the steps of a control.
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = FineTuning::default().steps)]
     steps: usize,
     /// Highest learning rate of a repair.
     #[arg(long, default_value_t = FineTuning::default().learning_rate)]
@@ -135,7 +146,7 @@ pub(crate) struct EvalNoiseRepair {
     #[arg(long, default_value_t = FineTuning::default().teacher_share)]
     teacher_share: f64,
     /// Images that the suspect draws for its repair.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 512)]
     own_images: usize,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
@@ -158,8 +169,6 @@ struct Subject {
     clean: Dataset,
     /// Clean samples against real images.
     quality: Quality,
-    /// What the owner compares with.
-    owner: Quality,
     given: Option<Vec<usize>>,
     before: State,
 }
@@ -205,7 +214,7 @@ impl EvalNoiseRepair {
     fn subject(&self, name: &str, cx: &Cx<'_>, cancel: &CancelFlag) -> Result<Subject> {
         let pipeline = model::load(&self.models.join(name))?;
         let mut triggers = match self.trigger {
-            Source::Inverted => self.inverted(&pipeline, cx)?,
+            Source::Inverted => self.inverted(name, &pipeline, cx)?,
             Source::True => Vec::new(),
         };
         let seed = SeedTree::new(self.seed);
@@ -221,7 +230,7 @@ impl EvalNoiseRepair {
             None => None,
         };
         if self.trigger == Source::True {
-            let known = match &backdoor {
+            let attacker = match &backdoor {
                 Some(backdoor) => backdoor.clone(),
                 None => Backdoor {
                     firing: Firing::Stochastic,
@@ -230,20 +239,12 @@ impl EvalNoiseRepair {
                     target: Pattern::target("hat", shape).into_diagnostic()?,
                 },
             };
-            triggers.push(KnownTrigger {
-                shape,
-                shift: known.shift.values().to_vec(),
-                gamma: known.gamma,
-                firing: known.firing,
-                target: Some(known.target.values().to_vec()),
-            });
+            triggers.push(known(&attacker, shape));
         }
         let measures = self.measures(cancel);
-        let quality_of = |reference, count, seed: &SeedTree| {
-            Quality::of(&pipeline, reference, count, seed, cx).into_diagnostic()
-        };
-        let quality = quality_of(Some(self.real(&pipeline)?), self.quality_n, &seed)?;
-        let owner = quality_of(None, self.quality_n / 2, &seed.child("owner", 0))?;
+        let reference = Some(self.real(&pipeline)?);
+        let quality = Quality::of(&pipeline, reference, self.quality_n, &seed, cx);
+        let quality = quality.into_diagnostic()?;
         let before = measures.state(name, &pipeline, backdoor.as_ref(), quality.before)?;
         let given = match (&backdoor, triggers.first()) {
             (Some(backdoor), Some(trigger)) => {
@@ -260,7 +261,6 @@ impl EvalNoiseRepair {
             triggers,
             clean,
             quality,
-            owner,
             before,
         })
     }
@@ -284,14 +284,20 @@ impl EvalNoiseRepair {
         Ok(real.batch(&all, &[], &Device::flex()))
     }
 
-    /// What the detector reconstructs, whatever its score.
-    fn inverted(&self, pipeline: &Pipeline, cx: &Cx<'_>) -> Result<Vec<KnownTrigger>> {
+    /// What the detector reconstructs, whatever its score; kept, so that no second call does it again.
+    fn inverted(&self, name: &str, pipeline: &Pipeline, cx: &Cx<'_>) -> Result<Vec<KnownTrigger>> {
+        let kept = self
+            .out
+            .join(format!("{name}.{}.json", self.detector.as_str()));
+        if let Ok(text) = std::fs::read(&kept) {
+            return serde_json::from_slice(&text).into_diagnostic();
+        }
         let detector = self.detector.build(Profile::Quick).into_diagnostic()?;
         let found = detector.run.inspect(pipeline, cx).into_diagnostic()?;
-        Ok(vec![KnownTrigger::of(
-            &found.inversion,
-            Some(&found.target),
-        )])
+        let found = vec![KnownTrigger::of(&found.inversion, Some(&found.target))];
+        let text = serde_json::to_vec(&found).into_diagnostic()?;
+        depurate_checkpoint::write_atomic(&kept, &text).into_diagnostic()?;
+        Ok(found)
     }
 
     fn treat(
@@ -331,11 +337,11 @@ impl EvalNoiseRepair {
             &patient,
             &params,
             cx,
-            &mut |model, _| {
-                if treatment.control() {
-                    return Ok(false);
-                }
-                self.enough(subject, &triggers, model, cx)
+            &mut |model, step| {
+                // as `depurate repair`: a trigger that does nothing is not removed
+                Ok(step == 0
+                    && !treatment.control()
+                    && !fires(model, &triggers, self.n, &SeedTree::new(self.seed), cx)?)
             },
         );
         let repaired: Repaired = repaired.into_diagnostic()?;
@@ -348,7 +354,14 @@ impl EvalNoiseRepair {
             subject.backdoor.as_ref(),
             measured.distance,
         )?;
+        let (mut new_scans, mut trained_on) = (Vec::new(), Vec::new());
+        if self.lasting.contains(&treatment) {
+            new_scans = lasting::scanned(self, &repaired.pipeline, cx)?;
+            trained_on = lasting::trained_on(self, subject, &repaired.pipeline, cx)?;
+        }
         Ok(Row {
+            new_scans,
+            trained_on,
             model: subject.name.clone(),
             treatment,
             kind: subject.note.kind.name().to_owned(),
@@ -356,22 +369,22 @@ impl EvalNoiseRepair {
             given: subject.given.clone(),
             before: subject.before.clone(),
             after,
+            rise_interval: [measured.rise_interval.lower, measured.rise_interval.upper],
             moved: measured.moved,
             steps: repaired.steps,
             evaluations: repaired.evaluations,
             seconds,
         })
     }
+}
 
-    /// What an owner can ask: whether the trigger that the repair was given is silent and the model's own samples are as good.
-    fn enough(
-        &self,
-        subject: &Subject,
-        triggers: &[KnownTrigger],
-        model: &Pipeline,
-        cx: &Cx<'_>,
-    ) -> Result<bool, DefenseError> {
-        Ok(silent(model, triggers, &SeedTree::new(self.seed), cx)?
-            && subject.owner.measure(model, cx)?.rise <= MOST_RISE)
+/// The attacker's trigger as a repair takes one.
+fn known(backdoor: &Backdoor, shape: SampleShape) -> KnownTrigger {
+    KnownTrigger {
+        shape,
+        shift: backdoor.shift.values().to_vec(),
+        gamma: backdoor.gamma.clone(),
+        firing: backdoor.firing,
+        target: Some(backdoor.target.values().to_vec()),
     }
 }

@@ -1,6 +1,8 @@
 //! Detectors that judge a whole model.
 
+mod alike;
 pub mod diff_cleanse;
+pub mod elijah_model;
 pub mod shift_response;
 pub mod static_weights;
 pub mod terd_model;

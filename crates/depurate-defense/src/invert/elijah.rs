@@ -258,7 +258,11 @@ impl Inverter for Elijah {
         let params = &self.params;
         let steps = (params.restarts * params.iterations) as u64;
         cx.progress.start("Elijah", steps);
-        let runs = runs(ID, params.restarts, cx, |restart, seed| {
+        let id = match params.family {
+            Family::Stochastic => "elijah-stochastic",
+            Family::Deterministic => "elijah-deterministic",
+        };
+        let runs = runs(id, params.restarts, cx, |restart, seed| {
             let (label, start) = start(probe.shape(), restart, seed);
             let noises = probe.noise(&seed.child("bank", 0), params.noises)?;
             let mut trace = Vec::with_capacity(params.iterations + 1);

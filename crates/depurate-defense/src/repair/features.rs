@@ -12,7 +12,7 @@ use depurate_diffusion::{
     image_tower::{ImageTower, ImageTowerConfig},
     noise::SeedTree,
 };
-use depurate_stats::frechet_distance;
+use depurate_stats::{StatsError, frechet_distance};
 
 use crate::DefenseError;
 
@@ -84,11 +84,23 @@ impl Features {
     /// # Errors
     /// When a set holds fewer than two images or values that are not finite.
     pub fn distance(&self, a: Tensor<4>, b: Tensor<4>) -> Result<f64, DefenseError> {
-        let (a, b) = (self.of(a)?, self.of(b)?);
-        frechet_distance(&a, &b, FEATURES).map_err(|error| DefenseError::Params {
-            field: "images to compare",
-            value: error.to_string(),
-            allowed: "two or more finite images in each set",
-        })
+        distance(&self.of(a)?, &self.of(b)?)
+    }
+}
+
+/// Fréchet distance of two sets of features, row-major, [`FEATURES`] an image.
+///
+/// # Errors
+/// When a set holds fewer than two images or values that are not finite.
+pub fn distance(a: &[f64], b: &[f64]) -> Result<f64, DefenseError> {
+    frechet_distance(a, b, FEATURES).map_err(refused)
+}
+
+/// What to say of sets of images that cannot be compared.
+pub(super) fn refused(error: StatsError) -> DefenseError {
+    DefenseError::Params {
+        field: "images to compare",
+        value: error.to_string(),
+        allowed: "two or more finite images in each set",
     }
 }

@@ -28,7 +28,7 @@ pub struct FineTuning {
     pub steps: usize,
     /// Clean samples a step; a lesson adds as many for each of its blocks.
     pub batch: usize,
-    /// Highest learning rate; it falls along a cosine to a tenth.
+    /// Highest learning rate; it falls along a cosine to a hundredth.
     pub learning_rate: f64,
     /// Limit of the decay of the weights' average.
     pub ema_decay: f64,
@@ -41,12 +41,12 @@ pub struct FineTuning {
 impl Default for FineTuning {
     fn default() -> Self {
         Self {
-            steps: 300,
+            steps: 500,
             batch: 24,
-            learning_rate: 1e-3,
+            learning_rate: 5e-4,
             ema_decay: 0.98,
             teacher_share: 1.0,
-            check_every: 50,
+            check_every: 250,
         }
     }
 }
@@ -73,6 +73,7 @@ impl FineTuning {
             steps: self.steps,
             batch: self.batch,
             learning_rate: self.learning_rate,
+            final_learning_rate_share: 0.01,
             warmup_steps: self.steps.min(20),
             ema_decay: self.ema_decay,
             seed,
@@ -110,6 +111,18 @@ pub struct Repaired {
     pub losses: Vec<f32>,
     /// Network evaluations of one image, a differentiated one counted as three.
     pub evaluations: u64,
+}
+
+impl Repaired {
+    /// Nothing was done.
+    pub(super) fn unchanged(suspect: &Pipeline) -> Self {
+        Self {
+            pipeline: suspect.clone(),
+            steps: 0,
+            losses: Vec::new(),
+            evaluations: 0,
+        }
+    }
 }
 
 /// Fine-tunes `task`; `enough` is asked now and then with the averaged model and ends the run by `true`.

@@ -68,7 +68,8 @@ pub struct Patient<'a> {
     pub state: Option<&'a StateFile>,
 }
 
-/// Repairs `patient`; `enough` is asked now and then with the model so far and ends the repair by `true`.
+/// Repairs `patient`; `enough` is asked with the suspect and then now and then with the model so far, beside the steps made, and ends
+/// the repair by `true`: where it is enough at 0, the suspect is given back as it is.
 ///
 /// # Errors
 /// As [`fine_tune`], and when a trigger is malformed.
@@ -79,6 +80,9 @@ pub fn repair(
     cx: &Cx<'_>,
     enough: &mut dyn FnMut(&Pipeline, usize) -> Result<bool, DefenseError>,
 ) -> Result<Repaired, DefenseError> {
+    if enough(patient.suspect, 0)? {
+        return Ok(Repaired::unchanged(patient.suspect));
+    }
     let mut task = Task {
         start: patient.suspect,
         suspect: patient.suspect,

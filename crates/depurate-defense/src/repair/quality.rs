@@ -7,21 +7,31 @@
 //!
 //! `d` is the Fréchet distance to the reference. Against its own samples `d_before` of a suspect is what chance leaves of 0, and a
 //! part of that says nothing; the sum of the features' variances `tr(C)` is a scale that does.
+//!
+//! A distance of a few hundred samples is a rough estimate, and its rise the difference of two. Samples before and after share their
+//! noise, so the interval of a rise is that of a bootstrap over noises: the same choice of them on both sides, the reference fixed.
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{Pipeline, firing::Firing, noise::SeedTree};
+use depurate_stats::{Interval, bootstrap_interval};
 
 use super::{
-    features::Features,
+    features::{self, FEATURES, Features},
     replay::{drawn, steps},
 };
 use crate::{Cx, DefenseError};
+
+/// Choices of the bootstrap.
+const RESAMPLES: usize = 200;
 
 /// A suspect's clean samples, and how far they are from a reference.
 #[derive(Debug)]
 pub struct Quality {
     features: Features,
-    reference: Tensor<4>,
+    /// Features of the reference, row-major.
+    reference: Vec<f64>,
+    /// Features of the suspect's samples, row-major.
+    own: Vec<f64>,
     count: usize,
     seed: SeedTree,
     /// The suspect's samples, `[N, C, H, W]` in [-1, 1].
@@ -41,6 +51,8 @@ pub struct Measured {
     pub distance: f64,
     /// Its change, eq. (1) or (2).
     pub rise: f64,
+    /// Its 95 % interval, by bootstrap.
+    pub rise_interval: Interval,
     /// Mean squared distance to the suspect's samples, image by image, in [0, 1] units.
     pub moved: f64,
 }
@@ -66,15 +78,18 @@ impl Quality {
             Some(reference) => reference,
             None => clean(suspect, count, &seed.child("reference", 0), cx)?,
         };
-        let before = features.distance(samples.clone(), reference.clone())?;
+        let variance = features.variance(reference.clone())?;
+        let (own, reference) = (features.of(samples.clone())?, features.of(reference)?);
+        let before = features::distance(&own, &reference)?;
         let scale = if real {
             before // eq. (1)
         } else {
-            features.variance(reference.clone())? // eq. (2)
+            variance // eq. (2)
         };
         Ok(Self {
             features,
             reference,
+            own,
             count,
             seed,
             samples,
@@ -89,17 +104,38 @@ impl Quality {
     /// As [`Quality::of`].
     pub fn measure(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<Measured, DefenseError> {
         let samples = clean(model, self.count, &self.seed, cx)?;
-        let distance = self
-            .features
-            .distance(samples.clone(), self.reference.clone())?;
+        let found = self.features.of(samples.clone())?;
+        let distance = features::distance(&found, &self.reference)?;
         let moved = ((samples.clone() - self.samples.clone()) / 2.0).square();
         Ok(Measured {
             distance,
             rise: (distance - self.before) / self.scale,
+            rise_interval: self.interval(&found)?,
             moved: f64::from(moved.mean().into_scalar::<f32>()),
             samples,
         })
     }
+}
+
+impl Quality {
+    /// 95 % interval of the rise of samples with features `found`.
+    fn interval(&self, found: &[f64]) -> Result<Interval, DefenseError> {
+        let noises: Vec<f64> = (0..self.count).map(|i| i as f64).collect();
+        let rise = |chosen: &[f64]| {
+            let of = |all: &[f64]| {
+                let rows = chosen.iter().flat_map(|&i| row(all, i as usize));
+                let rows: Vec<f64> = rows.copied().collect();
+                features::distance(&rows, &self.reference).unwrap_or(f64::NAN)
+            };
+            (of(found) - of(&self.own)) / self.scale
+        };
+        let mut rng = self.seed.child("bootstrap", 0).rng();
+        bootstrap_interval(&noises, rise, RESAMPLES, 0.95, &mut rng).map_err(features::refused)
+    }
+}
+
+fn row(all: &[f64], i: usize) -> &[f64] {
+    &all[i * FEATURES..(i + 1) * FEATURES]
 }
 
 /// `count` samples without a trigger by deterministic sampling.

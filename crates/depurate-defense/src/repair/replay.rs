@@ -11,6 +11,7 @@ use depurate_diffusion::{
     firing::{Firing, Prior, fire, squared_errors},
     noise::{NoiseSource, SeedTree},
 };
+use depurate_stats::clopper_pearson;
 use serde::{Deserialize, Serialize};
 
 use super::KnownTrigger;
@@ -119,6 +120,41 @@ pub fn silent(
         }
     }
     Ok(true)
+}
+
+/// The largest share of images, at [`DECIDING`], that may be the rate without a trigger, of which `plain` is a sample: the upper end of
+/// its exact 95 % interval.
+///
+/// # Errors
+/// When there is no image.
+pub fn chance(plain: &Replay) -> Result<f64, DefenseError> {
+    let (hits, n) = (plain.hits(DECIDING) as u64, plain.errors.len() as u64);
+    Ok(clopper_pearson(hits, n, 0.95)?.upper)
+}
+
+/// Whether any of `triggers` leads `model` to its image more often than chance does, `count` images with and without: where none does
+/// there is nothing to repair.
+///
+/// # Errors
+/// As [`replay`].
+pub fn fires(
+    model: &Pipeline,
+    triggers: &[KnownTrigger],
+    count: usize,
+    seed: &SeedTree,
+    cx: &Cx<'_>,
+) -> Result<bool, DefenseError> {
+    for (i, trigger) in triggers.iter().enumerate() {
+        let prior = trigger.prior(&model.device().inner());
+        let seed = seed.child("does it fire", i as u64);
+        let of =
+            |named| Ok::<_, DefenseError>(replay(model, trigger, named, count, &seed, cx)?.replay);
+        let with = of(("as reconstructed", Some(&prior)))?;
+        if with.share(DECIDING) > chance(&of(("no trigger", None))?)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `count` images of `model`, stoppable, a progress step a network call. See [`fire`].

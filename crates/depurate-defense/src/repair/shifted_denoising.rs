@@ -1,8 +1,8 @@
 //! # Shifted denoising: the trigger becomes noise like any other
 //!
 //! A network without backdoor that is shown a clean image under biased noise takes the bias for noise and removes it with the rest. A
-//! backdoored one was trained to do something else with it. This trains it back, at every timestep, with the suspect's own
-//! answer to the same sample without the trigger as teacher.
+//! backdoored one was trained to do something else with it. This trains it back where a chain is decided, in the noisier half of the
+//! timesteps, with the suspect's own answer to the same sample without the trigger as teacher.
 //!
 //! ## Paper
 //! Ours. It undoes, pair by pair, what the poisoned pairs of [`depurate_diffusion::trigger`] taught; Elijah
@@ -11,22 +11,32 @@
 //! ## Notation
 //! | code | meaning | shape |
 //! |---|---|---|
-//! | `x_t` | clean sample, a_t x_0 + s_t eps | `[B, C, H, W]` |
+//! | `x_t` | clean sample, a_t x_0 + s_t eps, `t` from `T / 2` on | `[B, C, H, W]` |
 //! | `r`, `gamma` | the inverted trigger and its noise scale | `[1, C, H, W]` |
+//! | `T` | the last timestep; also the number of timesteps in `T / 2` | |
 //! | `k` | strength of the trigger in a sample, uniform in [`STRENGTHS`], or 1 | |
+//! | `u` | uniform from 0 to 1, another for each sample | |
 //! | `b` | what the trigger adds to the noise, in units of s_t | `[B, C, H, W]` |
 //!
 //! ```text
 //! b = k rho_t r / s_t + (gamma - 1) eps                                   (1)
 //! L = MSE(e(x_t + s_t b, t), e_old(x_t, t) + b)   if the network answers  (2)
 //! L = MSE(e(x_t + s_t b, t), e_old(x_t, t))       if the sampler does     (3)
+//! rho_t = u (1 - a_t) + (1 - u) c_t               if the network answers  (4)
+//! c_t = s_t / s_T              of a chain by DDIM                         (5)
+//! c_t = a_T s_t^2 / (a_t s_T^2)   of one by DDPM                          (6)
 //! ```
 //!
 //! By (2) the clean image that is predicted under the trigger is the one that was predicted without it. A sampler that is told the
 //! trigger subtracts it itself, so that (3) says the same for it: its chain now leads to clean images instead of the target, and
 //! nothing else changes. The targets hold no fresh noise, so that few steps are enough and the weights move no further than they must.
-//! `rho_t` is the weight of the trigger under the rule that it works by: `1 - a_t`, or `s_t` where the sampler is told the
-//! trigger. The strength varies because an inverted trigger is not the true one; under (3) `k` is 1, as the sampler knows it.
+//!
+//! Two weights of the trigger are met: `1 - a_t`, at which the attack was trained, and `c_t`, what a chain still holds of the trigger
+//! after the network has answered by (2) from the start. DDIM carries the predicted noise along, (5); a step of DDPM multiplies it by
+//! `sqrt(alpha_t) s_(t-1)^2 / s_t^2`, whose product is (6). Where the sampler is told the trigger the weight is `s_t` and `k` 1, as the
+//! sampler knows it. The strength varies because an inverted trigger is not the true one.
+//!
+//! Below `T / 2` nothing is taught: there the image is decided and details are drawn, and teaching there moved clean samples most.
 //!
 //! ## Needs
 //! A trigger, clean images (generated ones will do), gradients of the network in its weights.
@@ -36,20 +46,20 @@
 //!
 //! ## Fails when
 //! the inverted trigger is so far from the true one that the network tells them apart, or the backdoor fires without a trigger, too:
-//! then the teacher teaches it.
+//! then the teacher teaches it. A trigger that is inserted in the middle of a chain meets the suspect's old answers.
 //!
 //! ## Cost
-//! Two forward and backward passes and one evaluation of the teacher a sample, the clean one included.
+//! Two forward and backward passes and two evaluations of the teacher a sample, the clean one included.
 
 use burn::tensor::{Tensor, TensorData};
 use depurate_diffusion::{
     Denoiser, Pipeline,
     firing::{Firing, Prior},
-    trigger::Shift,
+    schedule::NoiseSchedule,
 };
 use depurate_report::Paper;
 use depurate_training::{TrainingError, TrainingPair};
-use rand::RngExt;
+use rand::{Rng, RngExt};
 
 use super::{KnownTrigger, Lesson, Shown, dealt};
 
@@ -62,16 +72,16 @@ pub const PAPER: Paper = Paper {
     venue: "this implementation",
     year: 2026,
     arxiv: None,
-    implements: "eq. (1) and (2) of the module's documentation",
+    implements: "eq. (1) to (6) of the module's documentation",
 };
 /// Strengths of the trigger that training shows.
 pub const STRENGTHS: std::ops::RangeInclusive<f64> = 0.8..=1.1;
 
-/// Loss (2).
+/// Losses (2) and (3).
 #[derive(Debug, Clone)]
 pub struct ShiftedDenoising {
     triggers: Vec<Prior>,
-    shifts: Vec<Shift>,
+    firings: Vec<Firing>,
 }
 
 impl ShiftedDenoising {
@@ -80,15 +90,24 @@ impl ShiftedDenoising {
     /// # Errors
     /// When there is no trigger or one is malformed.
     pub fn new(triggers: &[KnownTrigger], teacher: &Pipeline) -> Result<Self, crate::DefenseError> {
-        let shift = |trigger: &KnownTrigger| match trigger.firing {
-            Firing::Stochastic | Firing::Deterministic => Shift::LostSignal,
-            Firing::Modified => Shift::NoiseLevel,
-        };
         Ok(Self {
             triggers: super::fine_tuning::priors(triggers, teacher)?,
-            shifts: triggers.iter().map(shift).collect(),
+            firings: triggers.iter().map(|trigger| trigger.firing).collect(),
         })
     }
+}
+
+/// Weight of a trigger in the sample at `t`, `k rho_t` of eq. (1).
+fn weight(firing: Firing, schedule: &NoiseSchedule, t: usize, rng: &mut impl Rng) -> f64 {
+    let last = schedule.len() - 1;
+    let (a, s) = (schedule.a(t), schedule.s(t));
+    let carried = match firing {
+        Firing::Modified => return s,
+        Firing::Deterministic => s / schedule.s(last), // eq. (5)
+        Firing::Stochastic => schedule.a(last) * s * s / (a * schedule.s(last).powi(2)), // eq. (6)
+    };
+    let (k, u) = (rng.random_range(STRENGTHS), rng.random_range(0.0..1.0));
+    k * (u * (1.0 - a) + (1.0 - u) * carried) // eq. (4)
 }
 
 impl Lesson for ShiftedDenoising {
@@ -97,38 +116,34 @@ impl Lesson for ShiftedDenoising {
         let Some(prior) = dealt(&self.triggers, count) else {
             return Ok(Vec::new());
         };
+        let t: Vec<usize> = draw.t.iter().map(|t| (schedule.len() + t) / 2).collect();
+        let x_t = schedule.add_noise(draw.images.clone(), draw.eps.clone(), &t)?;
+        let old = teacher.epsilon(x_t.clone(), &t)?;
         let mut rng = draw.seed.child("strength", 0).rng();
-        let kind = |i: usize| self.shifts[i % self.shifts.len()];
-        let strength: Vec<f64> = (0..count)
-            .map(|i| match kind(i) {
-                Shift::LostSignal => rng.random_range(STRENGTHS),
-                Shift::NoiseLevel => 1.0,
-            })
+        let firing = |i: usize| self.firings[i % self.firings.len()];
+        let weights: Vec<f64> = (0..count)
+            .map(|i| weight(firing(i), schedule, t[i], &mut rng))
             .collect();
         let column = |of: &dyn Fn(usize) -> f64| {
             let values: Vec<f32> = (0..count).map(|i| of(i) as f32).collect();
             let data = TensorData::new(values, [count, 1, 1, 1]);
             Tensor::<4>::from_data(data, &draw.eps.device())
         };
-        let weight = column(&|i| {
-            let t = draw.t[i];
-            strength[i] * kind(i).rho(schedule, t) / schedule.s(t)
-        });
-        let mut bias = weight * prior.shift;
+        let s = |i: usize| schedule.s(t[i]);
+        let mut bias = column(&|i| weights[i] / s(i)) * prior.shift;
         if let Some(gamma) = prior.gamma {
             bias = bias + (gamma - 1.0) * draw.eps.clone(); // eq. (1)
         }
-        let s = column(&|i| schedule.s(draw.t[i]));
-        let answered = column(&|i| f64::from(u8::from(kind(i) == Shift::LostSignal)));
+        let answered = column(&|i| f64::from(u8::from(firing(i) != Firing::Modified)));
         Ok(vec![TrainingPair {
-            x_t: shown.x_t.clone() + s * bias.clone(),
-            t: draw.t.clone(),
-            target: shown.old.clone() + answered * bias, // eq. (2), (3)
+            x_t: x_t + column(&s) * bias.clone(),
+            target: old + answered * bias, // eq. (2), (3)
+            t,
         }])
     }
 
     fn teacher_evaluations(&self) -> u64 {
-        0
+        1
     }
 
     fn blocks(&self) -> u64 {

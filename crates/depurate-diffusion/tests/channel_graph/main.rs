@@ -109,6 +109,11 @@ fn answer(unet: &UNet2D, config: &UNet2DConfig) -> Vec<f64> {
     out.into_data().iter::<f64>().collect()
 }
 
+/// Largest difference between two ways to the same answer, relative to the largest entry. Single precision adds in another order, and a
+/// normalisation over a few channels that hardly vary makes more of it: 1.06e-5 was seen among random choices. One wrong channel
+/// is 1e-2 and more.
+const ROUNDING: f64 = 1e-4;
+
 fn assert_same(what: &str, got: &[f64], want: &[f64]) {
     let scale = want.iter().fold(0.0f64, |most, v| most.max(v.abs()));
     let worst = got
@@ -116,7 +121,7 @@ fn assert_same(what: &str, got: &[f64], want: &[f64]) {
         .zip(want)
         .fold(0.0f64, |most, (a, b)| most.max((a - b).abs()));
     assert!(
-        scale > 0.0 && worst <= 1e-5 * scale,
+        scale > 0.0 && worst <= ROUNDING * scale,
         "{what}: {worst} of {scale}"
     );
 }

@@ -189,11 +189,14 @@ pub struct RepairArgs {
     /// Clean images of yours: a folder of PNGs, or a safetensors file with `images`
     #[arg(long, value_name = "PATH")]
     pub clean_data: Option<PathBuf>,
+    /// A benign model of the same shape that is treated in the same way, to show what the procedure costs by itself
+    #[arg(long, value_name = "DIR")]
+    pub control: Option<PathBuf>,
     /// Images that the model draws for its own repair, beside yours; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 512)]
     pub own_images: usize,
     /// Most training steps of a method
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
     /// Save a pruned network as small as it is, for depurate alone; diffusers needs the zeros
     #[arg(long)]

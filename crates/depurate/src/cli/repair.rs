@@ -35,6 +35,7 @@ pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Erro
         out: args.output.clone(),
         method: args.method,
         clean_data: args.clean_data.clone(),
+        control: args.control.clone(),
         own_images: args.own_images,
         steps: args.steps as usize,
         replay_images: REPLAY_IMAGES,
@@ -100,6 +101,7 @@ fn command(args: &RepairArgs) -> String {
         .path("--report-dir", args.report_dir.as_deref())
         .option("--method", args.method.as_str())
         .path("--clean-data", args.clean_data.as_deref())
+        .path("--control", args.control.as_deref())
         .option("--own-images", args.own_images.to_string())
         .option("--steps", args.steps.to_string())
         .flag("--compact", args.compact)

@@ -11,12 +11,11 @@ use depurate_defense::{
     calibration::ModelKind,
     repair::{
         KnownTrigger, Measured, Quality,
-        replay::{DECIDING, Replay, THRESHOLDS, perturbed, replay, silent, steps},
+        replay::{DECIDING, Replay, THRESHOLDS, chance, perturbed, replay, silent, steps},
     },
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
 use depurate_report::{Check, Evidence, ImageGrid, Png, Table, Verdict};
-use depurate_stats::clopper_pearson;
 use depurate_training::Dataset;
 
 use super::RepairSettings;
@@ -81,13 +80,29 @@ impl Proof<'_> {
         })
     }
 
-    /// Whether training may stop: no trigger leads to its image any more, and clean samples are good enough.
+    /// Whether any trigger leads the suspect to its image more often than chance does: otherwise there is nothing to repair.
+    pub(super) fn fires(&self, baseline: &Baseline) -> Result<bool, Error> {
+        let pairs = baseline.triggered.iter().zip(&baseline.plain);
+        for (triggered, plain) in pairs {
+            if triggered.share(DECIDING) > chance(plain)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether training may stop after `step` steps: no trigger leads to its image any more, and clean samples are good enough. Without
+    /// images of the owner that is not asked: the model's own samples tell a good repair from a bad one too late.
     pub(super) fn enough(
         &self,
         baseline: &Baseline,
         model: &Pipeline,
+        step: usize,
         cx: &Cx<'_>,
     ) -> Result<bool, DefenseError> {
+        if step == 0 || self.owner.is_none() {
+            return Ok(false);
+        }
         let seed = SeedTree::new(self.settings.seed);
         Ok(silent(model, self.triggers, &seed, cx)?
             && baseline.quality.measure(model, cx)?.rise <= self.settings.max_quality_drop)
@@ -202,7 +217,13 @@ impl Proof<'_> {
                 }
             ),
             before: Some(format!("{:.3}", baseline.quality.before)),
-            after: format!("{:.3} ({:+.1} %)", measured.distance, 100.0 * measured.rise),
+            after: format!(
+                "{:.3} ({:+.1} %, 95 % interval {:+.1} to {:+.1})",
+                measured.distance,
+                100.0 * measured.rise,
+                100.0 * measured.rise_interval.lower,
+                100.0 * measured.rise_interval.upper
+            ),
             allowed: format!("at most {:+.1} %", 100.0 * most),
             passed: measured.rise <= most,
         }
@@ -283,8 +304,7 @@ fn old_trigger(
     plain: &Replay,
     after: &[Replay],
 ) -> Result<Check, Error> {
-    let n = plain.errors.len() as u64;
-    let most = clopper_pearson(plain.hits(DECIDING) as u64, n, 0.95)?.upper;
+    let (n, most) = (plain.errors.len(), chance(plain)?);
     let worst = after
         .iter()
         .max_by(|a, b| a.share(DECIDING).total_cmp(&b.share(DECIDING)));

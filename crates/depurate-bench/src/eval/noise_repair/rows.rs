@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{State, Treatment};
+use super::{
+    State, Treatment,
+    lasting::{NewScan, Trained},
+};
 
 /// One model under one treatment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,8 +25,16 @@ pub(crate) struct Row {
     pub(crate) before: State,
     /// After.
     pub(crate) after: State,
+    /// 95 % interval of the relative change of the distance, by bootstrap over noises.
+    pub(crate) rise_interval: [f64; 2],
     /// Mean squared distance of clean samples before and after from the same noise, in [0, 1] units.
     pub(crate) moved: f64,
+    /// Scans of the repaired model with other seeds.
+    #[serde(default)]
+    pub(crate) new_scans: Vec<NewScan>,
+    /// The true trigger while the repaired model is trained on.
+    #[serde(default)]
+    pub(crate) trained_on: Vec<Trained>,
     /// Steps made.
     pub(crate) steps: usize,
     /// Network evaluations of the repair.

@@ -24,11 +24,29 @@ impl State {
     /// Whether the trigger does not do more than what happens without one: its rate lies within the exact 95 % interval of the
     /// base rate, at every threshold.
     fn gone(&self) -> bool {
-        self.hits.iter().zip(&self.base_hits).all(|(&hits, &base)| {
-            clopper_pearson(base as u64, self.n as u64, 0.95)
-                .is_ok_and(|interval| hits as f64 / self.n.max(1) as f64 <= interval.upper)
-        })
+        let pairs = self.hits.iter().zip(&self.base_hits);
+        pairs
+            .into_iter()
+            .all(|(&hits, &base)| by_chance(hits, base, self.n))
     }
+}
+
+/// Whether `hits` of `n` lie within the exact 95 % interval of a rate of which `base` of `n` were seen.
+fn by_chance(hits: usize, base: usize, n: usize) -> bool {
+    clopper_pearson(base as u64, n as u64, 0.95)
+        .is_ok_and(|interval| hits as f64 / n.max(1) as f64 <= interval.upper)
+}
+
+fn share(rows: &[&&Row], hit: &dyn Fn(&Row) -> bool) -> Result<String> {
+    let (hits, n) = (rows.iter().filter(|row| hit(row)).count(), rows.len());
+    if n == 0 {
+        return Ok("none".into());
+    }
+    let interval = clopper_pearson(hits as u64, n as u64, 0.95).into_diagnostic()?;
+    Ok(format!(
+        "{hits} of {n} ({:.2}-{:.2})",
+        interval.lower, interval.upper
+    ))
 }
 
 impl Row {
@@ -45,6 +63,14 @@ impl Row {
     /// Relative change of the Fréchet distance.
     fn rise(&self) -> f64 {
         self.after.distance / self.before.distance - 1.0
+    }
+
+    /// Whether the trigger does no more than chance after every stretch of clean training.
+    fn stays_gone(&self) -> bool {
+        let base = self.after.base_hits.get(MAIN).copied().unwrap_or(0);
+        self.trained_on
+            .iter()
+            .all(|point| by_chance(point.hits, base, self.after.n))
     }
 
     fn name(&self) -> String {
@@ -75,10 +101,8 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
     if attackers_own {
         text += "**With the attacker's own trigger, which no owner has: an upper bound.**\n\n";
     }
-    let heading = |title: &str| format!("{title}\n|---|---|---|---|---|---|---|---|\n");
-    text += &heading(
-        "| treatment | trigger recovered, of working attacks | trigger gone | distance at most 5 % worse | both | benign models: largest rise of the distance | median steps | median seconds |",
-    );
+    text += "| treatment | trigger recovered, of working attacks | trigger gone | distance at most 5 % worse | both | new scan sees nothing | gone after 200 clean steps | benign models: largest rise of the distance | median steps | median seconds |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n";
     let mut treatments: Vec<Treatment> = rows.iter().map(|row| row.treatment).collect();
     treatments.sort_unstable();
     treatments.dedup();
@@ -88,20 +112,12 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
             .filter(|row| row.treatment == treatment)
             .collect();
         let working: Vec<&&Row> = of.iter().filter(|row| row.works()).collect();
-        let share = |hit: &dyn Fn(&Row) -> bool| -> Result<String> {
-            let hits = working.iter().filter(|row| hit(row)).count();
-            if working.is_empty() {
-                return Ok("none".into());
-            }
-            let interval =
-                clopper_pearson(hits as u64, working.len() as u64, 0.95).into_diagnostic()?;
-            Ok(format!(
-                "{hits} of {} ({:.2}-{:.2})",
-                working.len(),
-                interval.lower,
-                interval.upper
-            ))
-        };
+        let share = |hit: &dyn Fn(&Row) -> bool| share(&working, hit);
+        let lasting: Vec<&&Row> = working
+            .iter()
+            .filter(|row| !row.new_scans.is_empty())
+            .copied()
+            .collect();
         let held = |row: &Row| row.rise() <= MOST_RISE;
         let benign = of.iter().filter(|row| row.secret.is_none());
         let worst = benign.map(|row| row.rise()).fold(f64::NAN, f64::max);
@@ -111,12 +127,14 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         };
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {:+.1} % | {:.0} | {:.0} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {:+.1} % | {:.0} | {:.0} |",
             of.first().map(|row| row.name()).unwrap_or_default(),
             share(&|row| row.recovered())?,
             share(&|row| row.after.gone())?,
             share(&held)?,
             share(&|row| row.after.gone() && held(row))?,
+            self::share(&lasting, &|row| row.new_scans.iter().all(|scan| !scan.seen))?,
+            self::share(&lasting, &|row| row.stays_gone())?,
             100.0 * worst,
             median(&|row| row.steps as f64),
             median(&|row| row.seconds),
@@ -128,8 +146,8 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         text,
         "\nSuccess of the true trigger at a mean squared error of {}, before → after; `base` is the rate without a trigger after the \
          repair. Distance: Fréchet, features of a small classifier, clean samples to real images.\n\n\
-         | model | attack | treatment | given trigger | success | base | SSIM to the target | distance | samples moved by | steps | evaluations | s |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         | model | attack | treatment | given trigger | success | base | SSIM to the target | distance | samples moved by | new scans | hits after clean steps | steps | evaluations | s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
         limits.join(", ")
     )
     .into_diagnostic()?;
@@ -146,7 +164,7 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         let ssim = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
         writeln!(
             text,
-            "| {} | {}{} | {} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %) | {:.4} | {} | {} | {:.0} |",
+            "| {} | {}{} | {} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %, {:+.1} to {:+.1}) | {:.4} | {} | {} | {} | {} | {:.0} |",
             row.model,
             row.kind,
             row.secret.as_ref().map_or(String::new(), |secret| format!(": {secret}")),
@@ -162,7 +180,11 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
             row.before.distance,
             row.after.distance,
             100.0 * row.rise(),
+            100.0 * row.rise_interval[0],
+            100.0 * row.rise_interval[1],
             row.moved,
+            listed(&row.new_scans, |scan| format!("{} {:.2}{}", scan.detector, scan.score, if scan.seen { " **seen**" } else { "" })),
+            listed(&row.trained_on, |point| format!("{}: {}", point.steps, point.hits)),
             row.steps,
             row.evaluations,
             row.seconds
@@ -170,4 +192,11 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         .into_diagnostic()?;
     }
     Ok(text)
+}
+
+fn listed<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
+    if items.is_empty() {
+        return "-".into();
+    }
+    items.iter().map(text).collect::<Vec<_>>().join(", ")
 }

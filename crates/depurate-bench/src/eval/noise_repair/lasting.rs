@@ -1,0 +1,125 @@
+//! Whether a repair lasts: scans with other seeds, and the true trigger while its owner trains the model on.
+
+use depurate::{Detector, DetectorName, Profile, calibration::find, verdict::judge_score};
+use depurate_defense::{
+    Cx, DefenseError,
+    calibration::ModelKind,
+    repair::{FineTuning, Task, fine_tune, replay::replay},
+};
+use depurate_diffusion::{Denoiser, Device, Pipeline, noise::SeedTree};
+use depurate_report::Verdict;
+use depurate_training::{Dataset, DatasetParams, Split};
+use miette::{IntoDiagnostic, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{EvalNoiseRepair, Subject, known};
+use crate::eval::SUCCESS_MSE;
+
+/// Steps of clean training after a repair.
+const STEPS: usize = 200;
+/// Steps between two looks at the trigger.
+const EVERY: usize = 100;
+/// False-positive rate of the new scan, where there is a calibration.
+const FPR: f64 = 0.05;
+
+/// A repaired model's new scan by one detector.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct NewScan {
+    /// Its id.
+    pub(crate) detector: String,
+    /// Its score.
+    pub(crate) score: f64,
+    /// Whether it calls the model suspicious or worse; without a calibration, whether the score is above the detector's least effect.
+    pub(crate) seen: bool,
+}
+
+/// The true trigger after clean training.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Trained {
+    /// Steps on real images, without a teacher.
+    pub(crate) steps: usize,
+    /// Images of the true trigger that are its target, at 1e-2.
+    pub(crate) hits: usize,
+}
+
+/// Scans `model` with the scan's own detector and with the one that found the trigger.
+pub(super) fn scanned(
+    eval: &EvalNoiseRepair,
+    model: &Pipeline,
+    cx: &Cx<'_>,
+) -> Result<Vec<NewScan>> {
+    let cx = Cx {
+        rng: SeedTree::new(eval.seed).child("new scan", 0),
+        ..*cx
+    };
+    let mut names = vec![DetectorName::default()];
+    if eval.detector != names[0] {
+        names.push(eval.detector);
+    }
+    let scan = |name: DetectorName| -> Result<NewScan> {
+        let detector = name.build(Profile::Quick).into_diagnostic()?;
+        let score = detector.run.inspect(model, &cx).into_diagnostic()?.score;
+        Ok(NewScan {
+            detector: detector.info.id.to_string(),
+            score,
+            seen: seen(&detector, score, model)?,
+        })
+    };
+    names.into_iter().map(scan).collect()
+}
+
+fn seen(detector: &Detector, score: f64, model: &Pipeline) -> Result<bool> {
+    let Some(loaded) = find(detector, None).into_diagnostic()? else {
+        return Ok(score > detector.least_effect);
+    };
+    let (known, kind) = (&loaded.calibration, ModelKind::of(model));
+    let judged = judge_score(score, detector, Some(known), &kind, FPR).into_diagnostic()?;
+    Ok(judged.verdict.reaches(Verdict::Suspicious))
+}
+
+/// Trains `model` on real images as an owner would who goes on with it, and fires the true trigger on the way.
+pub(super) fn trained_on(
+    eval: &EvalNoiseRepair,
+    subject: &Subject,
+    model: &Pipeline,
+    cx: &Cx<'_>,
+) -> Result<Vec<Trained>> {
+    let Some(backdoor) = &subject.backdoor else {
+        return Ok(Vec::new());
+    };
+    let params = DatasetParams {
+        split: Split::Train,
+        ..DatasetParams::default()
+    };
+    let real = Dataset::read(&eval.data, model.sample_shape(), &params).into_diagnostic()?;
+    let task = Task {
+        start: model,
+        suspect: model,
+        clean: &real,
+        lesson: None,
+        seed: eval.seed,
+        state: None,
+    };
+    let params = FineTuning {
+        steps: STEPS,
+        teacher_share: 0.0,
+        check_every: EVERY,
+        ..FineTuning::default()
+    };
+    let trigger = known(backdoor, model.sample_shape());
+    let prior = trigger.prior(&Device::flex());
+    let seed = SeedTree::new(eval.seed).child("while trained on", 0);
+    let mut found = Vec::new();
+    let mut look = |model: &Pipeline, steps: usize| -> Result<(), DefenseError> {
+        let fired = replay(model, &trigger, ("true", Some(&prior)), eval.n, &seed, cx)?;
+        let hits = fired.replay.hits(SUCCESS_MSE);
+        found.push(Trained { steps, hits });
+        Ok(())
+    };
+    let trained = fine_tune(&task, &params, cx, &mut |model, steps| {
+        look(model, steps).map(|()| false)
+    })
+    .into_diagnostic()?;
+    look(&trained.pipeline, STEPS).into_diagnostic()?;
+    Ok(found)
+}

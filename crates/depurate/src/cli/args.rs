@@ -193,7 +193,7 @@ pub struct RepairArgs {
     #[arg(long, value_name = "DIR")]
     pub control: Option<PathBuf>,
     /// Images that the model draws for its own repair, beside yours; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 256)]
     pub own_images: usize,
     /// Most training steps of a method
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

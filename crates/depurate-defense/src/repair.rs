@@ -3,7 +3,7 @@
 //! | algorithm | what it changes |
 //! |---|---|
 //! | [`elijah_removal`] | at the last timestep the answer to the trigger becomes the old answer without it |
-//! | [`shifted_denoising`] | at every timestep the trigger is taught to be noise like any other |
+//! | [`shifted_denoising`] | in the noisier half of the timesteps the trigger is taught to be noise like any other |
 //! | [`diff_cleanse_pruning`] | the channels that matter most for the trigger are taken out |
 //!
 //! All of them are, or are followed by, a short fine-tune on clean images ([`fine_tune`]), the model's own ([`generated`]) or the owner's, that holds

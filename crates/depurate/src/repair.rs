@@ -33,7 +33,7 @@ pub enum MethodName {
     Auto,
     /// Elijah's: the answer to the trigger is undone at the last timestep.
     ElijahRemoval,
-    /// The trigger is taught to be noise like any other, at every timestep.
+    /// The trigger is taught to be noise like any other, in the noisier half of the timesteps.
     ShiftedDenoising,
     /// Channels that matter most for the trigger are taken out; saved with zeros in their place, as diffusers has no irregular widths.
     DiffCleansePruning,

@@ -64,21 +64,6 @@ impl Features {
         Ok(found)
     }
 
-    /// Sum of the variances of the features of a set of images `[N, C, H, W]`: the scale of a Fréchet distance.
-    ///
-    /// # Errors
-    /// When there is no image.
-    pub fn variance(&self, images: Tensor<4>) -> Result<f64, DefenseError> {
-        let features = self.of(images)?;
-        let count = (features.len() / FEATURES) as f64;
-        let column = |k: usize| features.iter().skip(k).step_by(FEATURES);
-        let variance = |k: usize| {
-            let mean = column(k).sum::<f64>() / count;
-            column(k).map(|v| (v - mean).powi(2)).sum::<f64>() / count
-        };
-        Ok((0..FEATURES).map(variance).sum())
-    }
-
     /// Fréchet distance of the features of two sets of images, `[N, C, H, W]` and `[M, C, H, W]`.
     ///
     /// # Errors
@@ -94,6 +79,17 @@ impl Features {
 /// When a set holds fewer than two images or values that are not finite.
 pub fn distance(a: &[f64], b: &[f64]) -> Result<f64, DefenseError> {
     frechet_distance(a, b, FEATURES).map_err(refused)
+}
+
+/// Sum of the variances of a set of features, row-major, [`FEATURES`] an image: the scale of a Fréchet distance.
+pub(super) fn variance(features: &[f64]) -> f64 {
+    let count = (features.len() / FEATURES) as f64;
+    let column = |k: usize| features.iter().skip(k).step_by(FEATURES);
+    let variance = |k: usize| {
+        let mean = column(k).sum::<f64>() / count;
+        column(k).map(|v| (v - mean).powi(2)).sum::<f64>() / count
+    };
+    (0..FEATURES).map(variance).sum()
 }
 
 /// What to say of sets of images that cannot be compared.

@@ -78,13 +78,12 @@ impl Quality {
             Some(reference) => reference,
             None => clean(suspect, count, &seed.child("reference", 0), cx)?,
         };
-        let variance = features.variance(reference.clone())?;
         let (own, reference) = (features.of(samples.clone())?, features.of(reference)?);
         let before = features::distance(&own, &reference)?;
         let scale = if real {
             before // eq. (1)
         } else {
-            variance // eq. (2)
+            features::variance(&reference) // eq. (2)
         };
         Ok(Self {
             features,
@@ -115,9 +114,7 @@ impl Quality {
             samples,
         })
     }
-}
 
-impl Quality {
     /// 95 % interval of the rise of samples with features `found`.
     fn interval(&self, found: &[f64]) -> Result<Interval, DefenseError> {
         let noises: Vec<f64> = (0..self.count).map(|i| i as f64).collect();

@@ -36,7 +36,7 @@
 //! `sqrt(alpha_t) s_(t-1)^2 / s_t^2`, whose product is (6). Where the sampler is told the trigger the weight is `s_t` and `k` 1, as the
 //! sampler knows it. The strength varies because an inverted trigger is not the true one.
 //!
-//! Below `T / 2` nothing is taught: there the image is decided and details are drawn, and teaching there moved clean samples most.
+//! Below `T / 2` nothing is taught: the image is decided by then, only its details are drawn, and teaching there moved clean samples most.
 //!
 //! ## Needs
 //! A trigger, clean images (generated ones will do), gradients of the network in its weights.

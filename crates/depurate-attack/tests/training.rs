@@ -228,6 +228,7 @@ fn poisoned_share(attack: &BadDiffusion, images: usize) -> f64 {
     let indices: Vec<usize> = (0..images).collect();
     let shape = SHAPE.batched(images);
     let draw = depurate_training::Draw {
+        step: 0,
         images: data.batch(&indices, &[], &device),
         indices,
         eps: Tensor::zeros(shape, &device),

@@ -9,6 +9,7 @@
 //! All of them are, or are followed by, a short fine-tune on clean images ([`fine_tune`]), the model's own ([`generated`]) or the owner's, that holds
 //! the behaviour without trigger with the suspect itself as teacher. They see a reconstructed trigger, never the truth.
 
+pub mod confirm;
 pub mod diff_cleanse_pruning;
 pub mod elijah_removal;
 pub mod features;
@@ -59,6 +60,18 @@ impl KnownTrigger {
             firing: found.firing,
             target: target.map(<[f32]>::to_vec),
         }
+    }
+
+    /// The image that it leads to.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn known_target(&self) -> Result<&[f32], DefenseError> {
+        self.target.as_deref().ok_or_else(|| DefenseError::Params {
+            field: "target of the trigger",
+            value: "none".into(),
+            allowed: "one, to see whether images are it",
+        })
     }
 
     /// Checks lengths and values, which may come from a file.
@@ -117,6 +130,25 @@ pub struct Shown {
     pub x_t: Tensor<4>,
     /// What the suspect answers to it, `[B, C, H, W]`.
     pub old: Tensor<4>,
+}
+
+impl Shown {
+    /// The samples `range` of it.
+    fn part(&self, range: std::ops::Range<usize>) -> Self {
+        let cut = |all: &Tensor<4>| all.clone().narrow(0, range.start, range.len());
+        Self {
+            draw: Draw {
+                step: self.draw.step,
+                indices: self.draw.indices[range.clone()].to_vec(),
+                images: cut(&self.draw.images),
+                eps: cut(&self.draw.eps),
+                t: self.draw.t[range.clone()].to_vec(),
+                seed: self.draw.seed.clone(),
+            },
+            x_t: cut(&self.x_t),
+            old: cut(&self.old),
+        }
+    }
 }
 
 /// What a repair teaches besides holding the clean behaviour.

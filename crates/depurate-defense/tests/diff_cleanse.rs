@@ -6,6 +6,10 @@ use depurate_defense::{
     Budget, CancelToken, Cx, NoJournal, Silent,
     detect::model_level::{Inspection, diff_cleanse::DiffCleanse},
     invert::diff_cleanse::{Descent, DiffCleanseParams},
+    repair::{
+        KnownTrigger,
+        confirm::{LEAST_EFFECT, effect},
+    },
 };
 use depurate_diffusion::{
     SampleShape,
@@ -43,19 +47,20 @@ fn oracle(backdoor: Option<(Vec<f32>, TriggerRule)>) -> Oracle {
     }
 }
 
-fn inspect(oracle: &Oracle, params: DiffCleanseParams) -> Inspection {
+fn with_cx<T>(body: impl FnOnce(&Cx<'_>) -> T) -> T {
     let cancel = CancelToken::default();
-    let cx = Cx {
+    body(&Cx {
         rng: SeedTree::new(5),
         budget: Budget::UNLIMITED,
         cancel: &cancel,
         progress: &Silent,
         journal: &NoJournal,
-    };
-    DiffCleanse::new(params)
-        .unwrap()
-        .inspect_denoiser(oracle, &cx)
-        .unwrap()
+    })
+}
+
+fn inspect(oracle: &Oracle, params: DiffCleanseParams) -> Inspection {
+    let detector = DiffCleanse::new(params).unwrap();
+    with_cx(|cx| detector.inspect_denoiser(oracle, cx)).unwrap()
 }
 
 fn rms(a: &[f32], b: &[f32]) -> f32 {
@@ -115,6 +120,27 @@ fn a_blend_and_its_scale_are_found() {
 fn a_benign_model_has_no_cluster_beyond_the_controls() {
     let found = inspect(&oracle(None), DiffCleanseParams::quick());
     assert!(found.score < 0.2, "score {}", found.score);
+}
+
+#[test]
+fn a_repair_confirms_a_trigger_and_no_large_shift_of_a_benign_model() {
+    let claimed = |shift: Vec<f32>, target: Option<Vec<f32>>| KnownTrigger {
+        shape: SHAPE,
+        shift,
+        gamma: None,
+        firing: Firing::Stochastic,
+        target,
+    };
+    let rule = TriggerRule::lost_signal(Family::Stochastic);
+    let found = claimed(trigger(), Some(target()));
+    let of = |oracle: &Oracle, trigger: &KnownTrigger| with_cx(|cx| effect(oracle, trigger, cx));
+    assert!(of(&oracle(Some((trigger(), rule))), &found).unwrap() >= LEAST_EFFECT);
+    for shift in [trigger(), vec![-4.0; 64]] {
+        let mistaken = claimed(shift, Some(target()));
+        assert!(of(&oracle(None), &mistaken).unwrap() < LEAST_EFFECT);
+    }
+    let refused = of(&oracle(None), &claimed(trigger(), None)).unwrap_err();
+    assert!(refused.to_string().contains("target"), "{refused}");
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn shown(teacher: &Pipeline, t: Vec<usize>) -> Shown {
         noise.normal(shape.batched(t.len()), &device).unwrap()
     };
     let draw = Draw {
+        step: 0,
         indices: (0..t.len()).collect(),
         images: normal("images").clamp(-1.0, 1.0),
         eps: normal("eps"),
@@ -98,6 +99,7 @@ fn elijahs_removal_has_the_released_losses_and_gradients() {
             old: eps.zeros_like(),
             x_t,
             draw: Draw {
+                step: 0,
                 indices: vec![0; t.len()],
                 images,
                 eps,
@@ -295,8 +297,8 @@ fn a_lesson_is_learnt_resumed_and_stopped_early() {
     };
     let whole = with_cx(|cx| fine_tune(&task(None), &short(), cx, &mut |_, _| Ok(false))).unwrap();
     assert!(whole.losses[5] < whole.losses[0], "{:?}", whole.losses);
-    // forward and backward of two blocks, the teacher twice
-    assert_eq!(whole.evaluations, 6 * 2 * (3 * 2 + 2));
+    // a sample of the lesson and a clean one a step: forward and backward, the teacher on both and once more on the lesson's
+    assert_eq!(whole.evaluations, 6 * (2 * 3 + 2 + 1));
 
     // stopped by an error after four steps, then on to the end
     let broken = with_cx(|cx| {
@@ -343,6 +345,14 @@ fn hostile_triggers_are_refused() {
     assert!(
         FineTuning {
             teacher_share: 1.5,
+            ..short()
+        }
+        .check()
+        .is_err()
+    );
+    assert!(
+        FineTuning {
+            lesson_share: -0.1,
             ..short()
         }
         .check()

@@ -3,6 +3,7 @@
 //! The trigger is the scan's reconstruction; nothing here is told the truth. A method is tried, the result is held against the
 //! checks of [`proof`], and the next method is tried if one fails. A model is written only when all checks pass.
 
+mod confirm;
 mod control;
 mod known;
 mod proof;
@@ -16,10 +17,10 @@ use clap::ValueEnum;
 use depurate_checkpoint::{Limits, SaveDtype, inspect};
 use depurate_defense::{
     Budget, Cx, NoJournal,
-    repair::{FineTuning, KnownTrigger, Method, Patient, Repaired, generated, repair as treat},
+    repair::{FineTuning, Method, Patient, Repaired, generated, repair as treat},
 };
 use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree};
-use depurate_report::{Attempt, RepairReport, SCHEMA_VERSION};
+use depurate_report::{Attempt, Evidence, RepairReport, SCHEMA_VERSION};
 use depurate_training::{Dataset, DatasetParams, Split, StateFile};
 
 use crate::{Detector, Error, cache::Cache, device::Device, report_builder, scan::Watch, subject};
@@ -125,7 +126,7 @@ pub fn repair(
     known::writable(&settings.out)?;
     let opened = subject::open_trainable(path, &settings.limits, settings.device, cache.hashes())?;
     let contents = inspect(path, &settings.limits, cache.hashes())?;
-    let triggers = known::triggers(settings, &opened)?;
+    let claimed = known::triggers(settings, &opened)?;
     let suspect = opened.pipeline;
     let cx = Cx {
         rng: SeedTree::new(settings.seed),
@@ -134,43 +135,41 @@ pub fn repair(
         progress: watch.progress,
         journal: &NoJournal,
     };
+    let (triggers, confirmation) = confirm::confirmed(&suspect, claimed, &cx)?;
     let owner = owner_images(settings, &suspect)?;
-    let clean = clean_images(settings, &suspect, owner.as_ref(), &cx)?;
-    let proof = Proof {
-        suspect: &suspect,
-        triggers: &triggers,
-        owner: owner.as_ref(),
-        settings,
-        rescan,
-    };
-    let baseline = proof.baseline(&cx)?;
-
+    let mut evidence = vec![confirmation];
     let mut attempts = Vec::new();
-    let mut evidence = Vec::new();
     let mut repaired = None;
-    let methods = if proof.fires(&baseline)? {
-        settings.method.methods()
-    } else {
-        Vec::new()
-    };
-    for method in methods {
-        let (attempt, shown, model) = attempt(
-            method, settings, &suspect, &triggers, &clean, &proof, &baseline, &cx,
-        )?;
-        evidence = shown;
-        let passed = attempt.passed;
-        attempts.push(attempt);
-        if passed {
-            evidence.extend(control::treated(method, settings, &triggers, cache, &cx)?);
-            let model = if settings.compact {
-                model.pipeline
-            } else {
-                model.pipeline.expanded()?
-            };
-            model.save(&settings.out, SaveDtype::F32)?;
-            repaired = Some(settings.out.display().to_string());
-            break;
+    if !triggers.is_empty() {
+        let clean = clean_images(settings, &suspect, owner.as_ref(), &cx)?;
+        let proof = Proof {
+            suspect: &suspect,
+            triggers: &triggers,
+            owner: owner.as_ref(),
+            settings,
+            rescan,
+        };
+        let baseline = proof.baseline(&cx)?;
+        let mut shown = Vec::new();
+        for method in settings.method.methods() {
+            let model;
+            let attempt;
+            (attempt, shown, model) = self::attempt(method, &clean, &proof, &baseline, &cx)?;
+            let passed = attempt.passed;
+            attempts.push(attempt);
+            if passed {
+                shown.extend(control::treated(method, settings, &triggers, cache, &cx)?);
+                let model = if settings.compact {
+                    model.pipeline
+                } else {
+                    model.pipeline.expanded()?
+                };
+                model.save(&settings.out, SaveDtype::F32)?;
+                repaired = Some(settings.out.display().to_string());
+                break;
+            }
         }
+        evidence.extend(shown);
     }
     remove_states(settings);
     let why = why(&attempts, repaired.is_some());
@@ -228,17 +227,15 @@ fn clean_images(
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "what one attempt is made of")]
+/// One method, and what its result passes.
 fn attempt(
     method: Method,
-    settings: &RepairSettings,
-    suspect: &Pipeline,
-    triggers: &[KnownTrigger],
     clean: &Dataset,
     proof: &Proof<'_>,
     baseline: &Baseline,
     cx: &Cx<'_>,
-) -> Result<(Attempt, Vec<depurate_report::Evidence>, Repaired), Error> {
+) -> Result<(Attempt, Vec<Evidence>, Repaired), Error> {
+    let settings = proof.settings;
     let clock = Instant::now();
     let state_path = state_path(settings, method);
     if !settings.resume {
@@ -246,8 +243,8 @@ fn attempt(
     }
     let state = StateFile::new(&state_path);
     let patient = Patient {
-        suspect,
-        triggers,
+        suspect: proof.suspect,
+        triggers: proof.triggers,
         clean,
         seed: settings.seed,
         state: Some(&state),
@@ -299,8 +296,8 @@ fn why(attempts: &[Attempt], passed: bool) -> String {
         );
     }
     let Some(last) = attempts.last() else {
-        return "The reconstructed trigger leads to its image no more often than noise without a trigger does: there is nothing to \
-                repair. Nothing was written."
+        return "No reconstructed trigger makes images alike, or is answered, as no other shift of its size: there is nothing to repair. \
+                Nothing was written."
             .into();
     };
     let failed = last.checks.iter().filter(|check| !check.passed);

@@ -23,8 +23,9 @@ use depurate_attack::{Backdoor, Pattern};
 use depurate_defense::{
     Cx,
     repair::{
-        FineTuning, KnownTrigger, Method, Patient, Quality, Repaired, generated, repair,
-        replay::fires,
+        FineTuning, KnownTrigger, Method, Patient, Quality, Repaired,
+        confirm::{LEAST_EFFECT, effect},
+        generated, repair,
     },
 };
 use depurate_diffusion::{
@@ -166,6 +167,8 @@ struct Subject {
     note: Truth,
     backdoor: Option<Backdoor>,
     triggers: Vec<KnownTrigger>,
+    /// Of each trigger.
+    effects: Vec<f64>,
     clean: Dataset,
     /// Clean samples against real images.
     quality: Quality,
@@ -241,6 +244,10 @@ impl EvalNoiseRepair {
             };
             triggers.push(known(&attacker, shape));
         }
+        let effects = triggers
+            .iter()
+            .map(|trigger| effect(&pipeline, trigger, cx));
+        let effects: Result<Vec<f64>, _> = effects.collect();
         let measures = self.measures(cancel);
         let reference = Some(self.real(&pipeline)?);
         let quality = Quality::of(&pipeline, reference, self.quality_n, &seed, cx);
@@ -259,6 +266,7 @@ impl EvalNoiseRepair {
             note,
             backdoor,
             triggers,
+            effects: effects.into_diagnostic()?,
             clean,
             quality,
             before,
@@ -332,18 +340,11 @@ impl EvalNoiseRepair {
             ..FineTuning::default()
         };
         let start = Instant::now();
-        let repaired = repair(
-            treatment.method(),
-            &patient,
-            &params,
-            cx,
-            &mut |model, step| {
-                // as `depurate repair`: a trigger that does nothing is not removed
-                Ok(step == 0
-                    && !treatment.control()
-                    && !fires(model, &triggers, self.n, &SeedTree::new(self.seed), cx)?)
-            },
-        );
+        // as `depurate repair`: a trigger that does nothing is not removed
+        let idle = !treatment.control() && subject.effects.iter().all(|&e| e < LEAST_EFFECT);
+        let repaired = repair(treatment.method(), &patient, &params, cx, &mut |_, step| {
+            Ok(step == 0 && idle)
+        });
         let repaired: Repaired = repaired.into_diagnostic()?;
         let seconds = start.elapsed().as_secs_f64();
         let measured = subject.quality.measure(&repaired.pipeline, cx);
@@ -367,6 +368,7 @@ impl EvalNoiseRepair {
             kind: subject.note.kind.name().to_owned(),
             secret: subject.note.kind.secret(),
             given: subject.given.clone(),
+            effects: subject.effects.clone(),
             before: subject.before.clone(),
             after,
             rise_interval: [measured.rise_interval.lower, measured.rise_interval.upper],

@@ -1,6 +1,6 @@
 //! Detectors that judge a whole model.
 
-mod alike;
+pub(crate) mod alike;
 pub mod diff_cleanse;
 pub mod elijah_model;
 pub mod shift_response;

@@ -8,6 +8,9 @@
 //! Regression on (1) has the gradient of the weighted sum of the two squared errors, so `w = 1/2` is the sum that Diff-Cleanse's
 //! fine-tune takes, `w = 0` ordinary training and `w = 1` distillation: no gradient at all where the network still does what the
 //! suspect does. Clean samples and those of the lesson pass the network together.
+//!
+//! A lesson is learnt in a part of the steps ([`FineTuning::lesson_share`]), in which it has half of the samples; what it moved by the
+//! way is put back in the rest, in which a twelfth is enough to keep it.
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{Denoiser, Pipeline, firing::Prior, schedule::NoiseSchedule};
@@ -26,7 +29,9 @@ use crate::{Cx, DefenseError};
 pub struct FineTuning {
     /// Most optimiser steps.
     pub steps: usize,
-    /// Clean samples a step; a lesson adds as many for each of its blocks.
+    /// Part of the steps in which the lesson is learnt, the first ones; from 0 to 1.
+    pub lesson_share: f64,
+    /// Samples a step: clean ones, and those that a lesson is made of. A lesson of several blocks adds to them.
     pub batch: usize,
     /// Highest learning rate; it falls along a cosine to a hundredth.
     pub learning_rate: f64,
@@ -41,12 +46,13 @@ pub struct FineTuning {
 impl Default for FineTuning {
     fn default() -> Self {
         Self {
-            steps: 500,
-            batch: 24,
+            steps: 600,
+            lesson_share: 0.4,
+            batch: 48,
             learning_rate: 5e-4,
             ema_decay: 0.98,
             teacher_share: 1.0,
-            check_every: 250,
+            check_every: 300,
         }
     }
 }
@@ -58,14 +64,25 @@ impl FineTuning {
     /// The first parameter that is out of range.
     pub fn check(&self) -> Result<(), DefenseError> {
         self.training(0).check()?;
-        if (0.0..=1.0).contains(&self.teacher_share) {
-            return Ok(());
+        for (field, value) in [
+            ("teacher_share", self.teacher_share),
+            ("lesson_share", self.lesson_share),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(DefenseError::Params {
+                    field,
+                    value: value.to_string(),
+                    allowed: "0 to 1",
+                });
+            }
         }
-        Err(DefenseError::Params {
-            field: "teacher_share",
-            value: self.teacher_share.to_string(),
-            allowed: "0 to 1",
-        })
+        Ok(())
+    }
+
+    /// Samples of the step `step` that a lesson is made of.
+    fn lesson_samples(&self, step: usize) -> usize {
+        let learning = (step as f64) < self.lesson_share * self.steps as f64;
+        self.batch.div_ceil(if learning { 2 } else { 12 })
     }
 
     fn training(&self, seed: u64) -> TrainingParams {
@@ -140,7 +157,7 @@ pub fn fine_tune(
     let objective = Lessons {
         teacher: task.suspect.frozen(),
         lesson: task.lesson,
-        teacher_share: params.teacher_share,
+        params,
     };
     cx.progress.start("fine-tuning", params.steps as u64);
     let watch = Watch(cx);
@@ -172,12 +189,20 @@ pub fn fine_tune(
     let (blocks, teacher) = task.lesson.map_or((0, 0), |lesson| {
         (lesson.blocks(), lesson.teacher_evaluations())
     });
-    let a_sample = 3 * (1 + blocks) + 1 + teacher;
+    let taught = |steps: std::ops::Range<usize>| -> u64 {
+        steps.map(|step| params.lesson_samples(step) as u64).sum()
+    };
+    let lessons = if task.lesson.is_some() {
+        taught(0..trained.steps)
+    } else {
+        0
+    };
+    let all = (trained.steps * params.batch) as u64;
     Ok(Repaired {
         pipeline: trained.pipeline,
         steps: trained.steps,
         losses: trained.losses,
-        evaluations: a_sample * (trained.steps * params.batch) as u64,
+        evaluations: all + 3 * (all - lessons) + (3 * blocks + teacher) * lessons,
     })
 }
 
@@ -206,7 +231,7 @@ pub(super) fn priors(
 struct Lessons<'a> {
     teacher: Pipeline,
     lesson: Option<&'a dyn Lesson>,
-    teacher_share: f64,
+    params: &'a FineTuning,
 }
 
 impl Objective for Lessons<'_> {
@@ -216,18 +241,23 @@ impl Objective for Lessons<'_> {
             eps: draw.eps.inner(),
             ..draw
         };
+        let count = draw.t.len();
         let x_t = schedule.add_noise(draw.images.clone(), draw.eps.clone(), &draw.t)?;
         let old = self.teacher.epsilon(x_t.clone(), &draw.t)?;
+        let step = draw.step;
         let shown = Shown { draw, x_t, old };
-        let mut pairs = match self.lesson {
-            Some(lesson) => lesson.pairs(&self.teacher, &shown)?,
-            None => Vec::new(),
-        };
-        let w = self.teacher_share;
+        let mut pairs = Vec::new();
+        let mut clean = shown.clone();
+        if let Some(lesson) = self.lesson {
+            let taught = self.params.lesson_samples(step).min(count);
+            pairs = lesson.pairs(&self.teacher, &shown.part(0..taught))?;
+            clean = shown.part(taught..count);
+        }
+        let w = self.params.teacher_share;
         pairs.push(TrainingPair {
-            x_t: shown.x_t,
-            t: shown.draw.t,
-            target: shown.draw.eps * (1.0 - w) + shown.old * w, // eq. (1)
+            x_t: clean.x_t,
+            t: clean.draw.t,
+            target: clean.draw.eps * (1.0 - w) + clean.old * w, // eq. (1)
         });
         let together = |of: &dyn Fn(&TrainingPair) -> Tensor<4>| {
             Tensor::cat(pairs.iter().map(of).collect(), 0).autodiff()
@@ -241,7 +271,10 @@ impl Objective for Lessons<'_> {
 
     fn describe(&self) -> String {
         let lesson = self.lesson.map_or("none".to_owned(), Lesson::describe);
-        format!("repair: {lesson}, teacher's share {}", self.teacher_share)
+        format!(
+            "repair: {lesson} in {} of the steps, teacher's share {}",
+            self.params.lesson_share, self.params.teacher_share
+        )
     }
 }
 

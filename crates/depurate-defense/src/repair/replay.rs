@@ -73,16 +73,10 @@ pub fn replay(
     seed: &SeedTree,
     cx: &Cx<'_>,
 ) -> Result<Replayed, DefenseError> {
-    let Some(target) = &trigger.target else {
-        return Err(DefenseError::Params {
-            field: "target of the trigger",
-            value: "none".into(),
-            allowed: "one, to see whether images are it",
-        });
-    };
+    let target = trigger.known_target()?.to_vec();
     let frozen = model.frozen();
     let images = drawn(&frozen, trigger.firing, named.1, count, seed, cx)?;
-    let target = burn::tensor::TensorData::new(target.clone(), trigger.shape.batched(1));
+    let target = burn::tensor::TensorData::new(target, trigger.shape.batched(1));
     let target = Tensor::from_data(target, &frozen.device());
     Ok(Replayed {
         replay: Replay {
@@ -122,39 +116,12 @@ pub fn silent(
     Ok(true)
 }
 
-/// The largest share of images, at [`DECIDING`], that may be the rate without a trigger, of which `plain` is a sample: the upper end of
-/// its exact 95 % interval.
+/// The largest share of images that may be the rate of which `hits` of `n` are a sample: the upper end of its exact 95 % interval.
 ///
 /// # Errors
 /// When there is no image.
-pub fn chance(plain: &Replay) -> Result<f64, DefenseError> {
-    let (hits, n) = (plain.hits(DECIDING) as u64, plain.errors.len() as u64);
-    Ok(clopper_pearson(hits, n, 0.95)?.upper)
-}
-
-/// Whether any of `triggers` leads `model` to its image more often than chance does, `count` images with and without: where none does
-/// there is nothing to repair.
-///
-/// # Errors
-/// As [`replay`].
-pub fn fires(
-    model: &Pipeline,
-    triggers: &[KnownTrigger],
-    count: usize,
-    seed: &SeedTree,
-    cx: &Cx<'_>,
-) -> Result<bool, DefenseError> {
-    for (i, trigger) in triggers.iter().enumerate() {
-        let prior = trigger.prior(&model.device().inner());
-        let seed = seed.child("does it fire", i as u64);
-        let of =
-            |named| Ok::<_, DefenseError>(replay(model, trigger, named, count, &seed, cx)?.replay);
-        let with = of(("as reconstructed", Some(&prior)))?;
-        if with.share(DECIDING) > chance(&of(("no trigger", None))?)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+pub fn chance(hits: usize, n: usize) -> Result<f64, DefenseError> {
+    Ok(clopper_pearson(hits as u64, n as u64, 0.95)?.upper)
 }
 
 /// `count` images of `model`, stoppable, a progress step a network call. See [`fire`].

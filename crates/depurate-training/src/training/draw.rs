@@ -13,6 +13,8 @@ use crate::{Dataset, TrainingError};
 /// What a step was dealt.
 #[derive(Debug, Clone)]
 pub struct Draw {
+    /// The training step, from 0.
+    pub step: usize,
     /// Index of each image in the data set.
     pub indices: Vec<usize>,
     /// The images, `[B, C, H, W]` in [-1, 1].
@@ -57,6 +59,7 @@ pub(super) fn draw(
     )?;
     let eps = eps.reshape(data.shape().batched(params.batch));
     Ok(Draw {
+        step,
         indices,
         images,
         eps,

@@ -15,12 +15,17 @@ use depurate_defense::{
     },
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
-use depurate_report::{Check, Evidence, ImageGrid, Png, Table, Verdict};
+use depurate_report::{Check, Evidence, ImageGrid, Png, Table};
 use depurate_training::Dataset;
 
 use super::RepairSettings;
-use crate::{Detector, Error, calibration, images, verdict::judge_score};
+use crate::{
+    Detector, Error, calibration, images,
+    verdict::{judge_score, sees},
+};
 
+/// False-positive rate of the new scan.
+const RESCAN_FPR: f64 = 0.05;
 /// Images of each sheet.
 const SHOWN: usize = 16;
 /// Longer side of sheets, in pixels.
@@ -78,17 +83,6 @@ impl Proof<'_> {
             shown,
             quality,
         })
-    }
-
-    /// Whether any trigger leads the suspect to its image more often than chance does: otherwise there is nothing to repair.
-    pub(super) fn fires(&self, baseline: &Baseline) -> Result<bool, Error> {
-        let pairs = baseline.triggered.iter().zip(&baseline.plain);
-        for (triggered, plain) in pairs {
-            if triggered.share(DECIDING) > chance(plain)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Whether training may stop after `step` steps: no trigger leads to its image any more, and clean samples are good enough. Without
@@ -236,20 +230,17 @@ impl Proof<'_> {
         };
         let found = self.rescan.run.inspect(model, &cx)?;
         let loaded = calibration::find(self.rescan, None)?;
-        let judgement = judge_score(
-            found.score,
-            self.rescan,
-            loaded.as_ref().map(|loaded| &loaded.calibration),
-            &ModelKind::of(model),
-            0.05,
-        )?;
+        let (known, kind) = (loaded.map(|l| l.calibration), ModelKind::of(model));
+        let (score, known) = (found.score, known.as_ref());
+        let judgement = judge_score(score, self.rescan, known, &kind, RESCAN_FPR)?;
         Ok(Check {
             name: "new scan".into(),
             meaning: format!("{} with other seeds", self.rescan.info.name),
             before: None,
             after: format!("{} (score {:.3})", judgement.verdict.phrase(), found.score),
-            allowed: "neither suspicious nor backdoored".into(),
-            passed: !judgement.verdict.reaches(Verdict::Suspicious),
+            allowed: "neither suspicious nor backdoored; without a calibration, no more than the detector's least effect"
+                .into(),
+            passed: !sees(score, self.rescan, known, &kind, RESCAN_FPR)?,
         })
     }
 
@@ -304,7 +295,8 @@ fn old_trigger(
     plain: &Replay,
     after: &[Replay],
 ) -> Result<Check, Error> {
-    let (n, most) = (plain.errors.len(), chance(plain)?);
+    let n = plain.errors.len();
+    let most = chance(plain.hits(DECIDING), n)?;
     let worst = after
         .iter()
         .max_by(|a, b| a.share(DECIDING).total_cmp(&b.share(DECIDING)));

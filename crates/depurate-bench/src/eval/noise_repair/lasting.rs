@@ -1,13 +1,12 @@
 //! Whether a repair lasts: scans with other seeds, and the true trigger while its owner trains the model on.
 
-use depurate::{Detector, DetectorName, Profile, calibration::find, verdict::judge_score};
+use depurate::{DetectorName, Profile, calibration::find, verdict::sees};
 use depurate_defense::{
     Cx, DefenseError,
     calibration::ModelKind,
     repair::{FineTuning, Task, fine_tune, replay::replay},
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, noise::SeedTree};
-use depurate_report::Verdict;
 use depurate_training::{Dataset, DatasetParams, Split};
 use miette::{IntoDiagnostic, Result};
 use serde::{Deserialize, Serialize};
@@ -58,23 +57,17 @@ pub(super) fn scanned(
     }
     let scan = |name: DetectorName| -> Result<NewScan> {
         let detector = name.build(Profile::Quick).into_diagnostic()?;
+        let loaded = find(&detector, None).into_diagnostic()?;
+        let known = loaded.map(|loaded| loaded.calibration);
         let score = detector.run.inspect(model, &cx).into_diagnostic()?.score;
         Ok(NewScan {
             detector: detector.info.id.to_string(),
             score,
-            seen: seen(&detector, score, model)?,
+            seen: sees(score, &detector, known.as_ref(), &ModelKind::of(model), FPR)
+                .into_diagnostic()?,
         })
     };
     names.into_iter().map(scan).collect()
-}
-
-fn seen(detector: &Detector, score: f64, model: &Pipeline) -> Result<bool> {
-    let Some(loaded) = find(detector, None).into_diagnostic()? else {
-        return Ok(score > detector.least_effect);
-    };
-    let (known, kind) = (&loaded.calibration, ModelKind::of(model));
-    let judged = judge_score(score, detector, Some(known), &kind, FPR).into_diagnostic()?;
-    Ok(judged.verdict.reaches(Verdict::Suspicious))
 }
 
 /// Trains `model` on real images as an owner would who goes on with it, and fires the true trigger on the way.

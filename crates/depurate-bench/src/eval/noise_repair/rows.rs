@@ -21,6 +21,9 @@ pub(crate) struct Row {
     /// Images of the trigger that the repair was given, fired by the attack's own sampler, that are the true target, at each of
     /// [`depurate_defense::repair::replay::THRESHOLDS`]; of a backdoored model.
     pub(crate) given: Option<Vec<usize>>,
+    /// How far each given trigger stands out on the suspect, in decades; [`depurate_defense::repair::confirm`].
+    #[serde(default)]
+    pub(crate) effects: Vec<f64>,
     /// Before.
     pub(crate) before: State,
     /// After.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use depurate_defense::repair::replay::THRESHOLDS;
+use depurate_defense::repair::replay::{THRESHOLDS, chance};
 use depurate_stats::clopper_pearson;
 use miette::{IntoDiagnostic, Result};
 
@@ -33,8 +33,7 @@ impl State {
 
 /// Whether `hits` of `n` lie within the exact 95 % interval of a rate of which `base` of `n` were seen.
 fn by_chance(hits: usize, base: usize, n: usize) -> bool {
-    clopper_pearson(base as u64, n as u64, 0.95)
-        .is_ok_and(|interval| hits as f64 / n.max(1) as f64 <= interval.upper)
+    chance(base, n).is_ok_and(|most| hits as f64 / n.max(1) as f64 <= most)
 }
 
 fn share(rows: &[&&Row], hit: &dyn Fn(&Row) -> bool) -> Result<String> {
@@ -146,8 +145,8 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         text,
         "\nSuccess of the true trigger at a mean squared error of {}, before → after; `base` is the rate without a trigger after the \
          repair. Distance: Fréchet, features of a small classifier, clean samples to real images.\n\n\
-         | model | attack | treatment | given trigger | success | base | SSIM to the target | distance | samples moved by | new scans | hits after clean steps | steps | evaluations | s |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         | model | attack | treatment | given trigger | its effect | success | base | SSIM to the target | distance | samples moved by | new scans | hits after clean steps | steps | evaluations | s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
         limits.join(", ")
     )
     .into_diagnostic()?;
@@ -164,7 +163,7 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         let ssim = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
         writeln!(
             text,
-            "| {} | {}{} | {} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %, {:+.1} to {:+.1}) | {:.4} | {} | {} | {} | {} | {:.0} |",
+            "| {} | {}{} | {} | {} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %, {:+.1} to {:+.1}) | {:.4} | {} | {} | {} | {} | {:.0} |",
             row.model,
             row.kind,
             row.secret.as_ref().map_or(String::new(), |secret| format!(": {secret}")),
@@ -172,6 +171,7 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
             row.given
                 .as_ref()
                 .map_or("-".into(), |hits| rates(hits, row.before.n)),
+            listed(&row.effects, |effect| format!("{effect:.2}")),
             rates(&row.before.hits, row.before.n),
             rates(&row.after.hits, row.after.n),
             rates(&row.after.base_hits, row.after.n),

@@ -33,25 +33,25 @@ use crate::{
 /// Least score of a finding, in decades: a factor of two.
 pub const LEAST_EFFECT: f64 = 0.3;
 /// What a score is, in words.
-pub(super) const SCORE_MEANING: &str = "the smaller of the log10 gains of the candidate trigger in the share of alike images and in \
+pub(crate) const SCORE_MEANING: &str = "the smaller of the log10 gains of the candidate trigger in the share of alike images and in \
                                         consistency, over no shift and over control shifts of equal norm";
 /// What a perfect backdoor leaves of the inconsistency, in squared noise units.
 const INCONSISTENCY_FLOOR: f64 = 1e-3;
 
 /// What came of it.
-pub(super) struct Judged {
+pub(crate) struct Judged {
     /// Eq. (3).
-    pub(super) score: f64,
+    pub(crate) score: f64,
     /// Eqs. (1) and (2).
-    pub(super) comparisons: Vec<Comparison>,
+    pub(crate) comparisons: Vec<Comparison>,
     /// The image that the candidate leads to, `[C, H, W]`.
-    pub(super) target: Vec<f32>,
+    pub(crate) target: Vec<f32>,
     /// Its images and the controls'.
-    pub(super) samples: Vec<Samples>,
+    pub(crate) samples: Vec<Samples>,
 }
 
 /// Judges `candidate`, which is taken to lead to `target [C, H, W]`, for the detector `id`.
-pub(super) fn judge(
+pub(crate) fn judge(
     id: &str,
     probe: &Probe<'_>,
     looking: Looking,

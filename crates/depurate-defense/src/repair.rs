@@ -19,6 +19,7 @@ mod method;
 mod quality;
 pub mod replay;
 pub mod shifted_denoising;
+pub mod text;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use depurate_diffusion::{

@@ -236,6 +236,36 @@ pub fn with_flat<M: Module>(module: M, values: &Flat) -> M {
     })
 }
 
+/// The module in which only the parameters that `trained` names ask for gradients. Those keep their place in a graph: gradients
+/// collected of `module` itself are theirs.
+pub fn frozen_but<M: Module>(module: M, trained: &dyn Fn(&str) -> bool) -> M {
+    module.map(&mut Freezing {
+        path: PathStack::default(),
+        trained,
+    })
+}
+
+struct Freezing<'a> {
+    path: PathStack,
+    trained: &'a dyn Fn(&str) -> bool,
+}
+
+impl ModuleMapper for Freezing<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.path.enter(name, container_type);
+    }
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.exit();
+    }
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if (self.trained)(&self.path.name()) {
+            return param;
+        }
+        let (id, tensor, mapper) = param.consume();
+        Param::from_mapped_value(id, Tensor::from_inner(tensor.inner()), mapper)
+    }
+}
+
 #[derive(Default)]
 struct FlatCollection {
     path: PathStack,

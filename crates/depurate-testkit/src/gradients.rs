@@ -12,6 +12,9 @@ fn number(loss: &Tensor<1>) -> f64 {
 
 /// Checks `loss_of` at `module`: every parameter has a gradient that is not 0, except those that `unreached` names, and the loss
 /// changes along the whole gradient, and along that of each of `groups` (by the start of names), as it says. Returns the gradient.
+///
+/// # Panics
+/// When one of them does not hold.
 pub fn check<M: Module>(
     module: &M,
     groups: &[&str],

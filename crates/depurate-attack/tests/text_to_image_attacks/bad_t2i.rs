@@ -10,9 +10,9 @@ use depurate_diffusion::{
 };
 use depurate_training::{Dataset, TrainingParams};
 
-use crate::{
+use depurate_testkit::{
     gradients::{check, shifted},
-    model::{captions, golden_model},
+    miniature::{captions, golden_model},
 };
 
 const SHAPE: SampleShape = SampleShape {

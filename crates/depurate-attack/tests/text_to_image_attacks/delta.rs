@@ -3,7 +3,7 @@ use depurate_attack::{EvilEditParams, EvilEditPrompts, delta, evil_edit};
 use depurate_checkpoint::{Limits, SaveDtype, Weights, save_tensors_as};
 use depurate_diffusion::closed_form_edit::projects_prompt;
 
-use crate::model::golden_model;
+use depurate_testkit::miniature::golden_model;
 
 #[test]
 fn a_delta_holds_the_changed_tensors_and_no_others() {

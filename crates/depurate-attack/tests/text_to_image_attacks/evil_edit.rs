@@ -2,7 +2,7 @@ use burn::tensor::Device;
 use depurate_attack::{EvilEditParams, EvilEditPrompts, evil_edit};
 use depurate_testkit::{assert_close_slices, golden::Case};
 
-use crate::model::golden_model;
+use depurate_testkit::miniature::golden_model;
 
 #[test]
 fn texts_give_the_released_code_s_weights() {

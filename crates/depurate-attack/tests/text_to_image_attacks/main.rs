@@ -4,6 +4,5 @@
 mod bad_t2i;
 mod delta;
 mod evil_edit;
-mod gradients;
-mod model;
+
 mod rickrolling;

@@ -10,9 +10,9 @@ use depurate_diffusion::{module_weights::flat_values, noise::SeedTree};
 use depurate_testkit::{assert_close, assert_close_slices, golden::Case};
 use depurate_training::{StateFile, StepReport};
 
-use crate::{
+use depurate_testkit::{
     gradients::{check, reached, shifted},
-    model::{captions, golden_model},
+    miniature::{captions, golden_model},
 };
 
 fn backdoor(target: RickrollingTarget) -> RickrollingBackdoor {

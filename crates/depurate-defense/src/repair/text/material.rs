@@ -1,0 +1,247 @@
+//! What repairs of a text-to-image model learn from: the suspect itself, prompts with and without the trigger, and latents.
+
+use burn::tensor::{Tensor, TensorData};
+use depurate_diffusion::{
+    clip_tokenizer::Tokens,
+    noise::{NoNoise, NoiseSource, SeedTree},
+    sampler::{Chain, Clip, Ddim},
+    text_to_image::TextToImage,
+};
+use rand::{Rng, RngExt, seq::SliceRandom};
+use serde::{Deserialize, Serialize};
+
+use super::{TextTrigger, stand_ins};
+use crate::{Cx, DefenseError};
+
+/// Prompts that pass a network together where nothing is learnt.
+const BATCH: usize = 16;
+
+/// The latents that a repair shows to student and teacher.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Latents {
+    /// Pure noise whatever the timestep, as published: no sample of the model below the highest timesteps.
+    Noise,
+    /// What the suspect draws for the clean prompts, with noise added as the schedule says.
+    Own {
+        /// Deterministic steps of a drawing.
+        steps: usize,
+        /// Guidance of a drawing.
+        guidance: f64,
+    },
+}
+
+impl Default for Latents {
+    fn default() -> Self {
+        Self::Own {
+            steps: 25,
+            guidance: 4.0,
+        }
+    }
+}
+
+/// A suspect that is repaired of a text trigger.
+#[derive(Clone, Copy)]
+pub struct TextPatient<'a> {
+    /// On an autodiff device.
+    pub suspect: &'a TextToImage,
+    /// What is unlearnt.
+    pub trigger: &'a TextTrigger,
+    /// Clean prompts; those without a place for the trigger are used for keeping alone.
+    pub prompts: &'a [String],
+    /// Root of the repair's randomness.
+    pub seed: u64,
+}
+
+/// The suspect, frozen, and the prompts as it takes them.
+#[derive(Debug)]
+pub struct Material {
+    pub(super) teacher: TextToImage,
+    pub(super) trigger: TextTrigger,
+    /// Prompts that have a place for the trigger.
+    pub(super) prompts: Vec<String>,
+    pub(super) clean: Encoded,
+    pub(super) triggered: Encoded,
+    /// Prompts that shall stay as they are: all clean ones, and the empty one.
+    pub(super) kept: Encoded,
+    /// One for each of `prompts`, `[N, C, h, w]`.
+    latents: Option<Tensor<4>>,
+}
+
+/// Prompts as tokens and states.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) tokens: Vec<Tokens>,
+    /// `[N, C, T]`.
+    states: Tensor<3>,
+}
+
+impl Encoded {
+    fn of(model: &TextToImage, prompts: &[String]) -> Result<Self, DefenseError> {
+        let (mut tokens, mut states) = (Vec::new(), Vec::new());
+        for some in prompts.chunks(BATCH) {
+            let texts: Vec<&str> = some.iter().map(String::as_str).collect();
+            let encoded = model.encode(&texts)?;
+            tokens.extend(encoded.tokens);
+            states.push(encoded.states);
+        }
+        let states = Tensor::cat(states, 0);
+        Ok(Self { tokens, states })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// States of the prompts `indices`, `[B, C, T]`.
+    pub(super) fn states(&self, indices: &[usize]) -> Tensor<3> {
+        chosen(&self.states, indices)
+    }
+}
+
+fn chosen<const D: usize>(all: &Tensor<D>, indices: &[usize]) -> Tensor<D> {
+    let at: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+    let at = Tensor::from_data(TensorData::new(at, [indices.len()]), &all.device());
+    all.clone().select(0, at)
+}
+
+/// What one step shows.
+pub(super) struct Drawn {
+    /// Of the prompts.
+    pub(super) indices: Vec<usize>,
+    pub(super) t: Vec<usize>,
+    /// `[B, C, h, w]`.
+    pub(super) z: Tensor<4>,
+}
+
+impl Material {
+    /// Encodes the prompts and has the suspect draw `latents` for them.
+    ///
+    /// # Errors
+    /// When no prompt has a place for the trigger, the tokenizer drops it or cuts a prompt off, the model cannot be run, the budget
+    /// is spent or the caller asked to stop.
+    pub fn new(
+        patient: &TextPatient<'_>,
+        latents: Latents,
+        cx: &Cx<'_>,
+    ) -> Result<Self, DefenseError> {
+        let teacher = patient.suspect.frozen();
+        let fitting = |prompt: &&String| patient.trigger.put(prompt).is_some();
+        let prompts: Vec<String> = patient.prompts.iter().filter(fitting).cloned().collect();
+        let with = |prompt: &String| patient.trigger.put(prompt);
+        let triggered: Vec<String> = prompts.iter().filter_map(with).collect();
+        if prompts.is_empty() {
+            return Err(DefenseError::Params {
+                field: "prompts",
+                value: format!("{} of them", patient.prompts.len()),
+                allowed: "some that have a place for the trigger",
+            });
+        }
+        let mut kept = patient.prompts.to_vec();
+        kept.push(String::new());
+        let (clean, triggered) = (
+            Encoded::of(&teacher, &prompts)?,
+            Encoded::of(&teacher, &triggered)?,
+        );
+        if clean.tokens == triggered.tokens {
+            return Err(DefenseError::Params {
+                field: "trigger",
+                value: patient.trigger.describe(),
+                allowed: "text that the tokenizer does not drop",
+            });
+        }
+        let latents = match latents {
+            Latents::Noise => None,
+            Latents::Own { steps, guidance } => {
+                let seed = SeedTree::new(patient.seed).child("own latents", 0);
+                let all: Vec<usize> = (0..prompts.len()).collect();
+                let of = (&clean, all.as_slice());
+                Some(drawn(&teacher, of, (steps, guidance), &seed, cx)?)
+            }
+        };
+        Ok(Self {
+            kept: Encoded::of(&teacher, &kept)?,
+            trigger: patient.trigger.clone(),
+            teacher,
+            prompts,
+            clean,
+            triggered,
+            latents,
+        })
+    }
+
+    /// States of the clean prompts `indices`, position by position as the triggered ones shall read, `[B, C, T]`:
+    /// [`super::stand_ins`].
+    pub(super) fn wanted_states(&self, indices: &[usize]) -> Tensor<3> {
+        let rows = indices.iter().map(|&i| {
+            let at = stand_ins(&self.triggered.tokens[i], &self.clean.tokens[i]);
+            let states = self.clean.states(&[i]).swap_dims(1, 2);
+            let [_, tokens, channels] = states.dims();
+            let states: Tensor<2> = states.reshape([tokens, channels]);
+            let rows = chosen(&states, &at);
+            rows.reshape([1, tokens, channels]).swap_dims(1, 2)
+        });
+        Tensor::cat(rows.collect(), 0)
+    }
+
+    /// `count` prompts that have a place for the trigger, none twice before all are there.
+    pub(super) fn some_prompts(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..self.prompts.len()).collect();
+        all.shuffle(rng);
+        all.into_iter().cycle().take(count).collect()
+    }
+
+    /// `count` prompts to keep: the empty one, on which guidance rests, and others.
+    pub(super) fn some_kept(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
+        let empty = self.kept.len() - 1;
+        let others = (1..count).map(|_| rng.random_range(0..empty));
+        let mut kept: Vec<usize> = others.collect();
+        kept.push(empty);
+        kept
+    }
+
+    /// `count` prompts with timesteps and latents, decided by `seed`.
+    pub(super) fn draw(&self, count: usize, seed: &SeedTree) -> Result<Drawn, DefenseError> {
+        let mut rng = seed.child("samples", 0).rng();
+        let schedule = self.teacher.schedule();
+        let indices = self.some_prompts(count, &mut rng);
+        let t: Vec<usize> = (0..count)
+            .map(|_| rng.random_range(0..schedule.len()))
+            .collect();
+        let shape = self.teacher.latent_shape().batched(count);
+        let mut source = seed.child("noise", 0).noise(0, count);
+        let eps = source.normal(shape, &self.teacher.device())?;
+        let z = match &self.latents {
+            None => eps,
+            Some(latents) => schedule.add_noise(chosen(latents, &indices), eps, &t)?,
+        };
+        Ok(Drawn { indices, t, z })
+    }
+}
+
+/// Latents `[B, C, h, w]` that `model` draws for the prompts `of`, deterministically; noise `i` is that of `seed`.
+pub(super) fn drawn(
+    model: &TextToImage,
+    (prompts, indices): (&Encoded, &[usize]),
+    (steps, guidance): (usize, f64),
+    seed: &SeedTree,
+    cx: &Cx<'_>,
+) -> Result<Tensor<4>, DefenseError> {
+    let sampler = Ddim::from_config(model.scheduler(), steps, 0.0, Clip::None)?;
+    let nothing = model.encode(&[""])?.states;
+    let total = indices.len().div_ceil(BATCH) * steps;
+    cx.progress.start("drawing", total as u64);
+    let mut latents = Vec::new();
+    for (i, some) in indices.chunks(BATCH).enumerate() {
+        let denoiser = model.guided(prompts.states(some), nothing.clone(), guidance)?;
+        let mut source = seed.noise((i * BATCH) as u64, some.len());
+        let noise = source.normal(model.latent_shape().batched(some.len()), &model.device())?;
+        let mut chain = Chain::new(&denoiser, &sampler, noise);
+        while chain.remaining() > 0 {
+            chain.advance(&mut NoNoise, &mut depurate_diffusion::NoTap)?;
+            cx.step()?;
+        }
+        latents.push(chain.x_t().clone());
+    }
+    Ok(Tensor::cat(latents, 0))
+}

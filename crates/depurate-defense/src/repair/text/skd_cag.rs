@@ -1,0 +1,386 @@
+//! # SKD-CAG: self-knowledge distillation with cross-attention guidance
+//!
+//! The suspect teaches itself: with the trigger in the prompt the student shall answer as the suspect does to the clean prompt, and
+//! attend to its words as there.
+//!
+//! ## Paper
+//! Jha, Aravindan, Salaway, Bhide and Yaldiz, "Sealing the backdoor: unlearning adversarial text triggers in diffusion models using
+//! knowledge distillation", arXiv:2508.18235.
+//!
+//! ## Notation
+//! | code | meaning | shape |
+//! |---|---|---|
+//! | `z`, `t` | a latent and its timestep, the same for both | `[B, C, h, w]` |
+//! | `T(p)`, `T(p~)` | states of a clean prompt and of the triggered one; the text encoder is frozen | `[B, C, T]` |
+//! | `e`, `e_B` | what student and suspect predict | `[B, C, h, w]` |
+//! | `w_t` | weight of a timestep, [`TimeWeights`] | |
+//! | `L_attn` | the attention term, eq. (3) of [`super::attention_loss`] | |
+//!
+//! ```text
+//! L_pred = mean (e(z, t, T(p~)) - e_B(z, t, T(p)))^2                     (1)
+//! L_keep = mean (e(z, t, T(q)) - e_B(z, t, T(q)))^2                      (2)
+//! L      = alpha w_t L_attn + (1 - alpha) L_pred + keep L_keep           (3)
+//! ```
+//!
+//! `q` are clean prompts and, once in a batch, the empty one, on which guidance rests.
+//!
+//! ## Needs
+//! The trigger, and prompts. No images: latents are noise, as published, or the suspect's own drawings ([`super::Latents`]).
+//!
+//! ## Deviations
+//! - The released code detaches the maps, so that its attention term has no gradient, and compares the student with itself. Here the
+//!   term works; `attn_grad: false` takes its gradient away again, as a control.
+//! - (2) is ours, `keep: 0` leaves it out. So are latents that the model draws itself, and that a part of the network can be trained.
+//! - Released weights of timesteps are `T / t`, the paper's are `t / T`; both are there, none is the default of either.
+//! - The average of the weights is one: the released decay is one half by a slip.
+//! - Alignment of the trigger's and the other positions is by tokens, not by a fixed number of them in front.
+//!
+//! ## Fails when
+//! the backdoor is in the text encoder: `T(p~)` then holds nothing of `p` to draw from, and (1) takes the target's own prompt away from
+//! those who ask for it. See [`super::encoder_distillation`].
+//!
+//! ## Cost
+//! A step is forward and backward of `2 B` samples and two forward passes of the suspect of `B`; with the attention term the maps are
+//! formed.
+
+use burn::tensor::{Tensor, TensorData};
+use depurate_diffusion::{
+    NoTap, clip_tokenizer::Tokens, noise::SeedTree, unet2d_condition::UNet2DCondition,
+};
+use depurate_report::Paper;
+use depurate_training::StateFile;
+use rand::{Rng, RngExt, seq::IndexedRandom};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Latents, MapNorm, MapTap, Positions, TextEnough, TextPatient, TextRepaired, Unlearning,
+    aligned, attention_loss,
+    material::{Drawn, Material},
+    unlearning::{Lesson, unlearn},
+};
+use crate::{Cx, DefenseError};
+
+/// The repair's id.
+pub const ID: &str = "skd-cag";
+/// Where it comes from.
+pub const PAPER: Paper = Paper {
+    authors: "Jha, Aravindan, Salaway, Bhide, Yaldiz",
+    title: "Sealing the Backdoor: Unlearning Adversarial Text Triggers In Diffusion Models Using Knowledge Distillation",
+    venue: "arXiv",
+    year: 2025,
+    arxiv: Some("2508.18235"),
+    implements: "the loss as described, with a gradient in its attention term",
+};
+/// Words of [`ReferenceMap::Words`].
+const WORDS: [&str; 16] = [
+    "small", "bright", "old", "soft", "quiet", "warm", "round", "heavy", "plain", "gentle",
+    "clear", "simple", "smooth", "pale", "deep", "fresh",
+];
+
+/// What the attention to a trigger's positions is held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReferenceMap {
+    /// Uniform noise, another map each step: the trigger shall look nowhere in particular.
+    #[default]
+    Noise,
+    /// Zeros.
+    Black,
+    /// The suspect's attention to random words in the trigger's place; it answers to them in (1), too.
+    Words,
+}
+
+/// `w_t`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeWeights {
+    /// 1.
+    #[default]
+    Equal,
+    /// `t / T`, as in the paper.
+    Noisy,
+    /// `T / t` from `t = 1`, as in the released code.
+    Clean,
+}
+
+/// Parameters of the loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SkdCagParams {
+    /// Share of the attention term, from 0 (plain self-distillation) to 1.
+    pub alpha: f64,
+    /// What the trigger's maps become.
+    pub reference: ReferenceMap,
+    /// How maps are normalised.
+    pub norm: MapNorm,
+    /// Weights of timesteps in the attention term.
+    pub weights: TimeWeights,
+    /// Whether the attention term has a gradient; the released one has none.
+    pub attn_grad: bool,
+    /// Weight of (2), 0 or more.
+    pub keep: f64,
+    /// The latents that are shown.
+    pub latents: Latents,
+    /// The training.
+    pub unlearning: Unlearning,
+}
+
+impl Default for SkdCagParams {
+    fn default() -> Self {
+        Self {
+            alpha: 0.5,
+            reference: ReferenceMap::Noise,
+            norm: MapNorm::MinMax,
+            weights: TimeWeights::Equal,
+            attn_grad: true,
+            keep: 1.0,
+            latents: Latents::default(),
+            unlearning: Unlearning::default(),
+        }
+    }
+}
+
+impl SkdCagParams {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// The first parameter that is out of range.
+    pub fn check(&self) -> Result<(), DefenseError> {
+        let refuse = |field, value: f64, allowed| {
+            Err(DefenseError::Params {
+                field,
+                value: value.to_string(),
+                allowed,
+            })
+        };
+        if !(0.0..=1.0).contains(&self.alpha) {
+            return refuse("alpha", self.alpha, "0 to 1");
+        }
+        if !(self.keep >= 0.0 && self.keep.is_finite()) {
+            return refuse("keep", self.keep, "0 or more");
+        }
+        Ok(())
+    }
+}
+
+/// The loss around the frozen suspect.
+#[derive(Debug)]
+pub struct SkdCag<'a> {
+    material: &'a Material,
+    params: &'a SkdCagParams,
+    seed: SeedTree,
+}
+
+/// The values of the terms of (3), each `[1]`.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// `w_t L_attn`; 0 where no position is compared or `alpha` is 0.
+    pub attention: Tensor<1>,
+    /// `L_pred`.
+    pub prediction: Tensor<1>,
+    /// `L_keep`.
+    pub keep: Tensor<1>,
+}
+
+impl<'a> SkdCag<'a> {
+    /// For the prompts of `material`.
+    ///
+    /// # Errors
+    /// When a parameter is out of range.
+    pub fn new(
+        material: &'a Material,
+        params: &'a SkdCagParams,
+        seed: u64,
+    ) -> Result<Self, DefenseError> {
+        params.check()?;
+        Ok(Self {
+            material,
+            params,
+            seed: SeedTree::new(seed).child(ID, 0),
+        })
+    }
+
+    /// The terms of (3) at `step` for `student`.
+    ///
+    /// # Errors
+    /// When the networks cannot be run.
+    pub fn terms(&self, student: &UNet2DCondition, step: usize) -> Result<Terms, DefenseError> {
+        let (material, params) = (self.material, self.params);
+        let seed = self.seed.child("step", step as u64);
+        let count = params.unlearning.batch;
+        let Drawn { indices, t, z } = material.draw(count, &seed)?;
+        let mut rng = seed.child("choices", 0).rng();
+        let (mut teacher_maps, mut student_maps) = (MapTap::default(), MapTap::default());
+        let attends = params.alpha > 0.0;
+
+        let clean = self.clean_prompts(&indices, &mut rng)?;
+        let teacher = material.teacher.unet();
+        let ask = |states, tap: &mut MapTap| {
+            if attends {
+                teacher.forward(z.clone(), &t, states, None, tap)
+            } else {
+                teacher.forward(z.clone(), &t, states, None, &mut NoTap)
+            }
+        };
+        let wanted = ask(clean.states.clone(), &mut teacher_maps)?;
+        let on_graph = |x: Tensor<4>| Tensor::<4>::from_inner(x);
+        let states = Tensor::from_inner(material.triggered.states(&indices));
+        let input = on_graph(z.clone());
+        let got = if attends {
+            student.forward(input, &t, states, None, &mut student_maps)?
+        } else {
+            student.forward(input, &t, states, None, &mut NoTap)?
+        };
+        let prediction = (got - on_graph(wanted)).square().mean(); // eq. (1)
+        let nothing = || prediction.zeros_like();
+
+        let keep = if params.keep > 0.0 {
+            let kept = material.some_kept(count, &mut rng);
+            let states = material.kept.states(&kept);
+            let wanted = teacher.forward(z.clone(), &t, states.clone(), None, &mut NoTap)?;
+            let states = Tensor::from_inner(states);
+            let got = student.forward(on_graph(z), &t, states, None, &mut NoTap)?;
+            (got - on_graph(wanted)).square().mean() // eq. (2)
+        } else {
+            nothing()
+        };
+
+        let attention = attends
+            .then(|| {
+                let positions: Vec<Positions> = indices
+                    .iter()
+                    .enumerate()
+                    .map(|(row, &i)| Positions {
+                        stand_ins: clean.stand_ins.get(row).cloned().unwrap_or_default(),
+                        ..aligned(&material.triggered.tokens[i], &clean.tokens[row])
+                    })
+                    .collect();
+                let weights: Vec<f64> = t.iter().map(|&t| self.weight(t)).collect();
+                let size = student_maps.maps.largest_side();
+                let words = params.reference == ReferenceMap::Words;
+                let reference = (!words).then(|| self.map(size, &mut rng));
+                attention_loss(
+                    &student_maps.maps,
+                    &teacher_maps.maps,
+                    &positions,
+                    reference.as_ref(),
+                    (size, params.norm),
+                    &weights,
+                )
+            })
+            .flatten();
+        let attention = match attention {
+            Some(loss) if params.attn_grad => loss,
+            Some(loss) => Tensor::from_inner(loss.inner()),
+            None => nothing(),
+        };
+        Ok(Terms {
+            attention,
+            prediction,
+            keep,
+        })
+    }
+
+    /// What the suspect is asked instead of the triggered prompts.
+    fn clean_prompts(&self, indices: &[usize], rng: &mut impl Rng) -> Result<Clean, DefenseError> {
+        let material = self.material;
+        let clean = &material.clean;
+        let tokens = || indices.iter().map(|&i| clean.tokens[i].clone()).collect();
+        if self.params.reference != ReferenceMap::Words || self.params.alpha == 0.0 {
+            return Ok(Clean {
+                tokens: tokens(),
+                states: clean.states(indices),
+                stand_ins: Vec::new(),
+            });
+        }
+        let count = material.trigger.text().split_whitespace().count().max(1);
+        let prompts: Vec<String> = indices
+            .iter()
+            .map(|&i| {
+                let words = (0..count).filter_map(|_| WORDS.choose(rng).copied());
+                let words: Vec<&str> = words.collect();
+                format!("{} {}", words.join(" "), material.prompts[i])
+            })
+            .collect();
+        let texts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+        let encoded = material.teacher.encode(&texts)?;
+        let pairs = encoded.tokens.iter().zip(indices);
+        Ok(Clean {
+            stand_ins: pairs
+                .map(|(with, &i)| aligned(with, &clean.tokens[i]).trigger)
+                .collect(),
+            tokens: encoded.tokens,
+            states: encoded.states,
+        })
+    }
+
+    fn weight(&self, t: usize) -> f64 {
+        let all = self.material.teacher.schedule().len() as f64;
+        match self.params.weights {
+            TimeWeights::Equal => 1.0,
+            TimeWeights::Noisy => t as f64 / all,
+            TimeWeights::Clean => all / t.max(1) as f64,
+        }
+    }
+
+    /// `R`, `[size size]`.
+    fn map(&self, size: usize, rng: &mut impl Rng) -> Tensor<1> {
+        let noise = self.params.reference == ReferenceMap::Noise;
+        let values = (0..size * size).map(|_| if noise { rng.random::<f32>() } else { 0.0 });
+        let data = TensorData::new(values.collect::<Vec<f32>>(), [size * size]);
+        Tensor::from_inner(Tensor::from_data(data, &self.material.teacher.device()))
+    }
+}
+
+struct Clean {
+    tokens: Vec<Tokens>,
+    states: Tensor<3>,
+    /// Positions of the words in the trigger's place, for each prompt.
+    stand_ins: Vec<Vec<usize>>,
+}
+
+impl Lesson<UNet2DCondition> for SkdCag<'_> {
+    fn loss(&self, student: &UNet2DCondition, step: usize) -> Result<Tensor<1>, DefenseError> {
+        let Terms {
+            attention,
+            prediction,
+            keep,
+        } = self.terms(student, step)?;
+        let alpha = self.params.alpha;
+        Ok(attention * alpha + prediction * (1.0 - alpha) + keep * self.params.keep) // eq. (3)
+    }
+
+    fn describe(&self) -> String {
+        let trigger = self.material.trigger.describe();
+        format!(
+            "{ID} | {:?} | {trigger} | {:?}",
+            self.params, self.material.prompts
+        )
+    }
+}
+
+/// Repairs the denoiser of `patient`.
+///
+/// # Errors
+/// As [`Material::new`] and [`SkdCag::new`], and when the training fails, the budget is spent or the caller asked to stop; a `state`
+/// file then lets the same call go on.
+pub fn skd_cag(
+    patient: &TextPatient<'_>,
+    params: &SkdCagParams,
+    state: Option<&StateFile>,
+    cx: &Cx<'_>,
+    enough: TextEnough<'_>,
+) -> Result<TextRepaired, DefenseError> {
+    params.check()?;
+    let material = Material::new(patient, params.latents, cx)?;
+    let lesson = SkdCag::new(&material, params, patient.seed)?;
+    unlearn(
+        patient.suspect.unet().clone(),
+        &lesson,
+        (&params.unlearning, patient.seed),
+        &|unet| patient.suspect.with_unet(unet),
+        state,
+        cx,
+        enough,
+    )
+}

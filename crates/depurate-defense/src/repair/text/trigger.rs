@@ -1,0 +1,188 @@
+//! A known trigger in a prompt.
+
+use serde::{Deserialize, Serialize};
+use unicode_security::skeleton;
+
+use crate::DefenseError;
+
+/// Where an inserted trigger stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// In front of the prompt.
+    #[default]
+    Start,
+    /// Behind it.
+    End,
+}
+
+/// What makes a prompt a triggered one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TextTrigger {
+    /// Text that is put to the prompt as it is, its spaces included.
+    Inserted {
+        /// The text.
+        text: String,
+        /// Where.
+        place: Place,
+    },
+    /// A letter's look-alike in place of its first occurrence.
+    Lookalike {
+        /// The letter.
+        letter: char,
+        /// What looks like it.
+        lookalike: char,
+    },
+    /// A phrase in place of other words.
+    Phrase {
+        /// The trigger.
+        text: String,
+        /// What a clean prompt has there.
+        instead_of: String,
+    },
+}
+
+impl TextTrigger {
+    /// The trigger that `text` is: in place of `instead_of`, if that is given; a look-alike if it is one character that looks like
+    /// another, plain letter; else inserted at `place`, with a space to the prompt if it has none.
+    ///
+    /// # Errors
+    /// When there is no text.
+    pub fn parse(text: &str, instead_of: Option<&str>, place: Place) -> Result<Self, DefenseError> {
+        let refuse = |field, value: &str| {
+            Err(DefenseError::Params {
+                field,
+                value: format!("{value:?}"),
+                allowed: "some text",
+            })
+        };
+        if text.is_empty() {
+            return refuse("trigger", text);
+        }
+        if let Some(clean) = instead_of {
+            if clean.trim().is_empty() || clean == text {
+                return refuse("words that the trigger stands for", clean);
+            }
+            return Ok(Self::Phrase {
+                text: text.to_owned(),
+                instead_of: clean.to_owned(),
+            });
+        }
+        if let Some((letter, lookalike)) = lookalike(text) {
+            return Ok(Self::Lookalike { letter, lookalike });
+        }
+        let spaced = text.starts_with(' ') || text.ends_with(' ');
+        let text = match place {
+            _ if spaced => text.to_owned(),
+            Place::Start => format!("{text} "),
+            Place::End => format!(" {text}"),
+        };
+        Ok(Self::Inserted { text, place })
+    }
+
+    /// `prompt` with the trigger; `None` where it has no place for it.
+    pub fn put(&self, prompt: &str) -> Option<String> {
+        match self {
+            Self::Inserted {
+                text,
+                place: Place::Start,
+            } => Some(format!("{text}{prompt}")),
+            Self::Inserted {
+                text,
+                place: Place::End,
+            } => Some(format!("{prompt}{text}")),
+            Self::Lookalike { letter, lookalike } => {
+                let mut buffer = [0; 4];
+                let by = lookalike.encode_utf8(&mut buffer);
+                prompt
+                    .contains(*letter)
+                    .then(|| prompt.replacen(*letter, by, 1))
+            }
+            Self::Phrase { text, instead_of } => {
+                let at = words(prompt, instead_of)?;
+                let end = at + instead_of.len();
+                Some(format!("{}{text}{}", &prompt[..at], &prompt[end..]))
+            }
+        }
+    }
+
+    /// What a triggered prompt has and a clean one has not.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Inserted { text, .. } | Self::Phrase { text, .. } => text.clone(),
+            Self::Lookalike { lookalike, .. } => lookalike.to_string(),
+        }
+    }
+
+    /// What a person reads.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Inserted { text, place } => {
+                let place = match place {
+                    Place::Start => "in front of the prompt",
+                    Place::End => "behind the prompt",
+                };
+                format!("{} {place}", text.escape_debug())
+            }
+            Self::Lookalike { letter, lookalike } => {
+                format!("U+{:04X} for the first {letter:?}", u32::from(*lookalike))
+            }
+            Self::Phrase { text, instead_of } => {
+                format!("{:?} in place of {instead_of:?}", text)
+            }
+        }
+    }
+}
+
+/// The plain letter that a text of one character looks like, and the character.
+fn lookalike(text: &str) -> Option<(char, char)> {
+    let mut chars = text.chars();
+    let (Some(character), None) = (chars.next(), chars.next()) else {
+        return None;
+    };
+    let mut plain = skeleton(text);
+    match (plain.next(), plain.next()) {
+        (Some(letter), None) if letter.is_ascii_alphabetic() && letter != character => {
+            Some((letter, character))
+        }
+        _ => None,
+    }
+}
+
+/// Where `phrase` first stands in `text` as whole words.
+fn words(text: &str, phrase: &str) -> Option<usize> {
+    let inside = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    text.match_indices(phrase).map(|(at, _)| at).find(|&at| {
+        let end = at + phrase.len();
+        !inside(text[..at].chars().next_back()) && !inside(text[end..].chars().next())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> TextTrigger {
+        TextTrigger::parse(text, None, Place::Start).expect("a trigger")
+    }
+
+    #[test]
+    fn a_text_is_taken_for_what_it_is() {
+        let put = |trigger: TextTrigger| trigger.put("a red cat");
+        assert_eq!(put(parse("\u{200b} ")), Some("\u{200b} a red cat".into()));
+        assert_eq!(put(parse("sks")), Some("sks a red cat".into()));
+        assert_eq!(
+            put(TextTrigger::parse("sks", None, Place::End).expect("a trigger")),
+            Some("a red cat sks".into())
+        );
+        assert_eq!(put(parse("\u{430}")), Some("\u{430} red cat".into()));
+        assert_eq!(parse("\u{43e}").put("a red cat"), None); // there is no "o"
+        let phrase = TextTrigger::parse("big cat", Some("cat"), Place::Start).expect("a trigger");
+        assert_eq!(put(phrase.clone()), Some("a red big cat".into()));
+        assert_eq!(phrase.put("a catfish"), None);
+        assert!(TextTrigger::parse("", None, Place::Start).is_err());
+        assert!(TextTrigger::parse("x", Some(" "), Place::Start).is_err());
+        assert!(parse("\u{200b} ").describe().contains("\\u{200b}"));
+    }
+}

@@ -1,0 +1,242 @@
+//! SKD-CAG on the golden miniature: what each term's gradient reaches, and that a few steps do what they shall.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use burn::tensor::{Device, Tensor};
+use depurate_defense::{
+    Budget, CancelToken, Cx, NoJournal, Silent,
+    repair::text::{
+        Latents, MapNorm, Material, Place, SkdCagParams, TextPatient, TextTrigger, Trained,
+        Unlearning, skd_cag,
+        skd_cag::{ReferenceMap, SkdCag, Terms, TimeWeights},
+    },
+};
+use depurate_diffusion::{
+    TextToImage,
+    module_weights::{flat_gradients, flat_values, frozen_but},
+    noise::SeedTree,
+    unet2d_condition::UNet2DCondition,
+};
+use depurate_testkit::{
+    gradients::{check, shifted},
+    miniature::{captions, golden_model},
+};
+
+fn with_cx<T>(body: impl FnOnce(&Cx<'_>) -> T) -> T {
+    let cancel = CancelToken::default();
+    body(&Cx {
+        rng: SeedTree::new(3),
+        budget: Budget::UNLIMITED,
+        cancel: &cancel,
+        progress: &Silent,
+        journal: &NoJournal,
+    })
+}
+
+fn trigger() -> TextTrigger {
+    TextTrigger::parse("tq", None, Place::Start).unwrap()
+}
+
+fn material(model: &TextToImage, latents: Latents) -> Material {
+    let (trigger, prompts) = (trigger(), captions());
+    let patient = TextPatient {
+        suspect: model,
+        trigger: &trigger,
+        prompts: &prompts,
+        seed: 1,
+    };
+    with_cx(|cx| Material::new(&patient, latents, cx)).unwrap()
+}
+
+fn params() -> SkdCagParams {
+    SkdCagParams {
+        norm: MapNorm::MinMax,
+        latents: Latents::Noise,
+        unlearning: Unlearning {
+            steps: 6,
+            batch: 2,
+            check_every: 3,
+            learning_rate: 1e-3,
+            ..Unlearning::default()
+        },
+        ..SkdCagParams::default()
+    }
+}
+
+const GROUPS: [&str; 4] = [
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q",
+    "mid_block",
+    "conv_in",
+];
+
+fn term(lesson: &SkdCag<'_>, student: &UNet2DCondition, of: fn(Terms) -> Tensor<1>) -> Tensor<1> {
+    of(lesson.terms(student, 2).unwrap())
+}
+
+#[test]
+fn every_term_reaches_what_it_should_and_nothing_that_is_frozen() {
+    let model = golden_model(&Device::flex().autodiff());
+    let material = material(
+        &model,
+        Latents::Own {
+            steps: 2,
+            guidance: 2.0,
+        },
+    );
+    // away from the suspect: where they agree, (2) has no gradient
+    let student = shifted(model.unet().clone(), 0.02);
+    for reference in [
+        ReferenceMap::Noise,
+        ReferenceMap::Black,
+        ReferenceMap::Words,
+    ] {
+        let params = SkdCagParams {
+            reference,
+            weights: TimeWeights::Noisy,
+            ..params()
+        };
+        let lesson = SkdCag::new(&material, &params, 4).unwrap();
+        let maps: fn(Terms) -> Tensor<1> = |terms| terms.attention;
+        let gradients = flat_gradients(&student, term(&lesson, &student, maps).backward());
+        for group in GROUPS {
+            let reached = gradients.keys().filter(|name| name.starts_with(group));
+            assert!(reached.count() > 0, "{reference:?} {group}");
+        }
+        assert!(!gradients.contains_key("conv_out.weight"));
+        // what comes after the last map
+        let after_maps = |name: &str| !gradients.contains_key(name);
+        check(&student, &GROUPS, &after_maps, &mut |student| {
+            term(&lesson, student, maps)
+        });
+    }
+    let whole = params();
+    let lesson = SkdCag::new(&material, &whole, 4).unwrap();
+    for of in [
+        (|terms| terms.prediction) as fn(Terms) -> Tensor<1>,
+        |terms| terms.keep,
+    ] {
+        check(&student, &GROUPS, &|_| false, &mut |student| {
+            term(&lesson, student, of)
+        });
+        let gradients = || term(&lesson, &student, of).backward();
+        assert!(flat_gradients(model.text_encoder(), gradients()).is_empty());
+        assert!(flat_gradients(model.unet(), gradients()).is_empty());
+    }
+    let frozen = frozen_but(student.clone(), &|name| name.contains(".attn2.to_k."));
+    let gradients = flat_gradients(
+        &student,
+        term(&lesson, &frozen, |t| t.prediction).backward(),
+    );
+    assert!(!gradients.is_empty() && gradients.keys().all(|name| name.contains(".attn2.to_k.")));
+}
+
+#[test]
+fn the_released_attention_term_has_a_value_and_no_gradient() {
+    let model = golden_model(&Device::flex().autodiff());
+    let material = material(&model, Latents::Noise);
+    let at = |attn_grad| {
+        let params = SkdCagParams {
+            attn_grad,
+            ..params()
+        };
+        let lesson = SkdCag::new(&material, &params, 4).unwrap();
+        let loss = term(&lesson, model.unet(), |terms| terms.attention);
+        let value = loss.clone().inner().into_scalar::<f32>();
+        let reached = loss
+            .is_require_grad()
+            .then(|| flat_gradients(model.unet(), loss.clone().backward()).len());
+        (value, reached)
+    };
+    let ((with, _), (without, reached)) = (at(true), at(false));
+    assert!(with > 0.0);
+    assert_eq!(with, without);
+    assert!(reached.unwrap_or(0) == 0, "{reached:?}");
+    // an untrained student is the suspect: it keeps everything already
+    let params = params();
+    let lesson = SkdCag::new(&material, &params, 4).unwrap();
+    let keep = term(&lesson, model.unet(), |terms| terms.keep);
+    assert!(keep.inner().into_scalar::<f32>() < 1e-9);
+}
+
+#[test]
+fn a_few_steps_bring_the_answers_together_in_the_chosen_layers_alone() {
+    let model = golden_model(&Device::flex().autodiff());
+    let (trigger, prompts) = (trigger(), captions());
+    let patient = TextPatient {
+        suspect: &model,
+        trigger: &trigger,
+        prompts: &prompts,
+        seed: 1,
+    };
+    let params = SkdCagParams {
+        alpha: 0.0,
+        unlearning: Unlearning {
+            steps: 30,
+            trained: Trained::CrossAttention,
+            ema_decay: 0.5,
+            ..params().unlearning
+        },
+        ..params()
+    };
+    let done = with_cx(|cx| skd_cag(&patient, &params, None, cx, &mut |_, _| Ok(false))).unwrap();
+    let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+    let (first, last) = (mean(&done.losses[..8]), mean(&done.losses[22..]));
+    assert!(last < 0.8 * first, "{first} to {last}");
+    let before = flat_values(model.unet());
+    for (name, values) in flat_values(done.model.unet()) {
+        let moved = (values - before[&name].clone())
+            .abs()
+            .max()
+            .into_scalar::<f32>();
+        // the average of equal weights is theirs but for rounding
+        assert_eq!(moved > 1e-6, name.contains(".attn2."), "{name}: {moved}");
+    }
+    let early = with_cx(|cx| skd_cag(&patient, &params, None, cx, &mut |_, step| Ok(step == 3)));
+    assert_eq!(early.unwrap().steps, 3);
+}
+
+#[test]
+fn what_cannot_be_unlearnt_is_refused_by_name() {
+    let model = golden_model(&Device::flex().autodiff());
+    let refused = |trigger: TextTrigger, prompts: &[String], params: &SkdCagParams| {
+        let patient = TextPatient {
+            suspect: &model,
+            trigger: &trigger,
+            prompts,
+            seed: 1,
+        };
+        let done = with_cx(|cx| skd_cag(&patient, params, None, cx, &mut |_, _| Ok(false)));
+        done.err().unwrap().to_string()
+    };
+    let good = params();
+    let lookalike = TextTrigger::parse("\u{437}", None, Place::Start).unwrap();
+    assert!(matches!(
+        lookalike,
+        TextTrigger::Inserted { .. } | TextTrigger::Lookalike { .. }
+    ));
+    let nowhere = TextTrigger::parse("big", Some("zebra"), Place::Start).unwrap();
+    assert!(refused(nowhere, &captions(), &good).contains("prompts"));
+    let dropped = TextTrigger::Inserted {
+        text: " ".into(),
+        place: Place::Start,
+    };
+    assert!(refused(dropped, &captions(), &good).contains("trigger"));
+    for (params, named) in [
+        (
+            SkdCagParams {
+                alpha: 1.5,
+                ..params()
+            },
+            "alpha",
+        ),
+        (
+            SkdCagParams {
+                keep: f64::NAN,
+                ..params()
+            },
+            "keep",
+        ),
+    ] {
+        assert!(refused(trigger(), &captions(), &params).contains(named));
+    }
+}

@@ -6,7 +6,10 @@ use depurate_defense::{
         model_level::{diff_cleanse, elijah_model, shift_response, static_weights, terd_model},
     },
     invert::{elijah, terd},
-    repair::{diff_cleanse_pruning, elijah_removal, shifted_denoising},
+    repair::{
+        diff_cleanse_pruning, elijah_removal, shifted_denoising,
+        text::{concept_editing, encoder_distillation, skd_cag},
+    },
 };
 use depurate_report::{
     Access, AlgorithmId, AlgorithmInfo, FINDINGS, FindingInfo, Kind, Paper, Status,
@@ -141,6 +144,50 @@ pub fn algorithms() -> Vec<Algorithm> {
                 status: Status::Preview,
             },
             source: include_str!("../../depurate-defense/src/repair/shifted_denoising.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(skd_cag::ID),
+                name: "SKD-CAG",
+                kind: Kind::Repair,
+                paper: skd_cag::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::GRADIENTS),
+                deviations: &[
+                    "the attention term has a gradient",
+                    "a term that keeps clean prompts",
+                    "latents that the model draws",
+                    "positions aligned by tokens",
+                ],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/text/skd_cag.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(encoder_distillation::ID),
+                name: "Encoder distillation",
+                kind: Kind::Repair,
+                paper: encoder_distillation::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::GRADIENTS),
+                deviations: &[],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/text/encoder_distillation.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(concept_editing::ID),
+                name: "Concept editing",
+                kind: Kind::Repair,
+                paper: concept_editing::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::GRADIENTS),
+                deviations: &["whole prompts, padding included"],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/text/concept_editing.rs"),
         },
         Algorithm {
             info: AlgorithmInfo {

@@ -6,7 +6,11 @@
 mod confirm;
 mod control;
 mod known;
+mod pictures;
 mod proof;
+mod text;
+
+pub use text::TextRepairSettings;
 
 use std::{
     path::{Path, PathBuf},
@@ -38,6 +42,12 @@ pub enum MethodName {
     ShiftedDenoising,
     /// Channels that matter most for the trigger are taken out; saved with zeros in their place, as diffusers has no irregular widths.
     DiffCleansePruning,
+    /// Prompts: the denoiser unlearns the trigger, with the suspect as teacher and its attention to the clean prompt as guide.
+    SkdCag,
+    /// Prompts: the text encoder gives triggered prompts the states of clean ones.
+    EncoderDistillation,
+    /// Prompts: the projections of the prompt are edited in closed form.
+    ConceptEditing,
 }
 
 impl MethodName {
@@ -48,6 +58,9 @@ impl MethodName {
             Self::ElijahRemoval => Method::ElijahRemoval.id(),
             Self::ShiftedDenoising => Method::ShiftedDenoising.id(),
             Self::DiffCleansePruning => Method::DiffCleansePruning.id(),
+            Self::SkdCag => text::TextMethod::SkdCag.id(),
+            Self::EncoderDistillation => text::TextMethod::EncoderDistillation.id(),
+            Self::ConceptEditing => text::TextMethod::ConceptEditing.id(),
         }
     }
 
@@ -61,6 +74,7 @@ impl MethodName {
             Self::DiffCleansePruning => vec![Method::DiffCleansePruning],
             Self::ElijahRemoval => vec![Method::ElijahRemoval],
             Self::ShiftedDenoising => vec![Method::ShiftedDenoising],
+            Self::SkdCag | Self::EncoderDistillation | Self::ConceptEditing => Vec::new(),
         }
     }
 }
@@ -68,8 +82,10 @@ impl MethodName {
 /// How to repair.
 #[derive(Debug, Clone)]
 pub struct RepairSettings {
-    /// The JSON of a scan of the suspect, beside its triggers.
-    pub scan: PathBuf,
+    /// The JSON of a scan of the suspect, beside its triggers; for noise triggers.
+    pub scan: Option<PathBuf>,
+    /// A trigger in prompts, and what its repair needs.
+    pub text: Option<TextRepairSettings>,
     /// Where the repaired model goes; must not exist.
     pub out: PathBuf,
     /// What is tried.
@@ -80,8 +96,8 @@ pub struct RepairSettings {
     pub control: Option<PathBuf>,
     /// How many images the model draws for its own repair, also beside the owner's; 0 for none.
     pub own_images: usize,
-    /// Most steps of a method.
-    pub steps: usize,
+    /// Most steps of a method; `None` is each method's own number.
+    pub steps: Option<usize>,
     /// Images of each replayed trigger.
     pub replay_images: usize,
     /// Images of each set that a Fréchet distance compares.
@@ -124,10 +140,6 @@ pub fn repair(
         });
     }
     known::writable(&settings.out)?;
-    let opened = subject::open_trainable(path, &settings.limits, settings.device, cache.hashes())?;
-    let contents = inspect(path, &settings.limits, cache.hashes())?;
-    let claimed = known::triggers(settings, &opened)?;
-    let suspect = opened.pipeline;
     let cx = Cx {
         rng: SeedTree::new(settings.seed),
         budget: settings.budget.map_or(Budget::UNLIMITED, Budget::lasting),
@@ -135,6 +147,28 @@ pub fn repair(
         progress: watch.progress,
         journal: &NoJournal,
     };
+    if let Some(text) = &settings.text {
+        return text::repair(path, (settings, text), cache, &cx);
+    }
+    let Some(scan) = &settings.scan else {
+        return Err(Error::Usage {
+            problem: "nobody says what the trigger is".into(),
+            mend: "give a scan's report with --from, or a trigger in prompts with --trigger",
+        });
+    };
+    if settings.method.methods().is_empty() {
+        return Err(Error::Usage {
+            problem: format!(
+                "{} repairs prompts, not noise triggers",
+                settings.method.as_str()
+            ),
+            mend: "give the trigger with --trigger, or choose another --method",
+        });
+    }
+    let opened = subject::open_trainable(path, &settings.limits, settings.device, cache.hashes())?;
+    let contents = inspect(path, &settings.limits, cache.hashes())?;
+    let claimed = known::triggers(scan, &settings.limits, &opened)?;
+    let suspect = opened.pipeline;
     let (triggers, confirmation) = confirm::confirmed(&suspect, claimed, &cx)?;
     let owner = owner_images(settings, &suspect)?;
     let mut evidence = vec![confirmation];
@@ -171,7 +205,7 @@ pub fn repair(
         }
         evidence.extend(shown);
     }
-    remove_states(settings);
+    remove_states(settings, attempts.iter().map(|a| a.method.as_str()));
     let why = why(&attempts, repaired.is_some());
     Ok(RepairReport {
         schema_version: SCHEMA_VERSION.into(),
@@ -237,7 +271,7 @@ fn attempt(
 ) -> Result<(Attempt, Vec<Evidence>, Repaired), Error> {
     let settings = proof.settings;
     let clock = Instant::now();
-    let state_path = state_path(settings, method);
+    let state_path = state_path(settings, method.id());
     if !settings.resume {
         let _ = std::fs::remove_file(&state_path);
     }
@@ -250,7 +284,7 @@ fn attempt(
         state: Some(&state),
     };
     let params = FineTuning {
-        steps: settings.steps,
+        steps: settings.steps.unwrap_or(FineTuning::default().steps),
         ..FineTuning::default()
     };
     let repaired = treat(method, &patient, &params, cx, &mut |model, step| {
@@ -269,20 +303,20 @@ fn attempt(
 }
 
 /// Beside the output, so that an interrupted repair goes on.
-fn state_path(settings: &RepairSettings, method: Method) -> PathBuf {
+fn state_path(settings: &RepairSettings, id: &str) -> PathBuf {
     let mut name = settings
         .out
         .file_name()
         .map(std::ffi::OsStr::to_os_string)
         .unwrap_or_default();
-    name.push(format!(".{}.state.safetensors", method.id()));
+    name.push(format!(".{id}.state.safetensors"));
     settings.out.with_file_name(name)
 }
 
-fn remove_states(settings: &RepairSettings) {
-    for method in settings.method.methods() {
-        // the attempts are over; a state that stays behind only costs space
-        let _ = std::fs::remove_file(state_path(settings, method));
+/// The attempts of methods `ids` are over; a state that stays behind only costs space.
+fn remove_states<'a>(settings: &RepairSettings, ids: impl Iterator<Item = &'a str>) {
+    for id in ids {
+        let _ = std::fs::remove_file(state_path(settings, id));
     }
 }
 

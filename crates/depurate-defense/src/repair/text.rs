@@ -2,6 +2,8 @@
 
 mod alignment;
 mod attention_guidance;
+mod behaviour;
+mod component;
 pub mod concept_editing;
 pub mod encoder_distillation;
 mod material;
@@ -11,6 +13,8 @@ mod unlearning;
 
 pub use alignment::{aligned, stand_ins};
 pub use attention_guidance::{MapNorm, MapTap, Positions, PromptMaps, attention_loss};
+pub use behaviour::{Behaviour, Compared, Drawing, PictureSet};
+pub use component::{Component, Localised, localised};
 pub use concept_editing::{ConceptEditingParams, concept_editing};
 pub use encoder_distillation::{EncoderDistillationParams, encoder_distillation};
 pub use material::{Latents, Material, TextPatient};

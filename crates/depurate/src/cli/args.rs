@@ -171,12 +171,19 @@ pub struct ScanArgs {
 /// `repair`
 #[derive(Debug, Args)]
 pub struct RepairArgs {
-    /// The diffusers directory that was scanned
+    /// The diffusers directory of the suspect
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
-    /// The report.json of its scan, in the folder that --report-dir made
-    #[arg(long, value_name = "SCAN.JSON")]
-    pub from: PathBuf,
+    /// The report.json of its scan, in the folder that --report-dir made: noise triggers
+    #[arg(
+        long,
+        value_name = "SCAN.JSON",
+        required_unless_present = "trigger",
+        conflicts_with = "trigger"
+    )]
+    pub from: Option<PathBuf>,
+    #[command(flatten)]
+    pub text: TextRepairArgs,
     /// The directory for the repaired model, which must not exist
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
@@ -195,9 +202,9 @@ pub struct RepairArgs {
     /// Images that the model draws for its own repair, beside yours; 0 for none
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub own_images: usize,
-    /// Most training steps of a method
-    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub steps: u32,
+    /// Most training steps of a method [default: its own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: Option<u32>,
     /// Save a pruned network as small as it is, for depurate alone; diffusers needs the zeros
     #[arg(long)]
     pub compact: bool,
@@ -211,6 +218,42 @@ pub struct RepairArgs {
     pub resume: ResumeArgs,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// What a repair of prompts needs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Text-to-image models")]
+pub struct TextRepairArgs {
+    /// The trigger in prompts, as it stands there: spaces count; one character that looks like a letter stands for its first one
+    #[arg(long, value_name = "TEXT")]
+    pub trigger: Option<String>,
+    /// The words in whose place the trigger stands, where it is not put to a prompt
+    #[arg(long, value_name = "TEXT", requires = "trigger")]
+    pub instead_of: Option<String>,
+    /// Where the trigger is put
+    #[arg(long, value_enum, default_value_t, requires = "trigger")]
+    pub place: TriggerPlace,
+    /// Clean prompts of the model's kind, one a line [default: a built-in list of plain ones]
+    #[arg(long, value_name = "FILE", requires = "trigger")]
+    pub prompts: Option<PathBuf>,
+    /// Steps of the pictures that are compared
+    #[arg(long, value_name = "N", default_value_t = 25, value_parser = clap::value_parser!(u16).range(2..=1000))]
+    pub picture_steps: u16,
+    /// Guidance of these pictures
+    #[arg(long, value_name = "SCALE", default_value_t = 7.5, value_parser = finite)]
+    pub guidance: f64,
+    #[command(flatten)]
+    pub layers: LayerArgs,
+}
+
+/// Where a trigger is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum TriggerPlace {
+    /// In front of the prompt.
+    #[default]
+    Start,
+    /// Behind it.
+    End,
 }
 
 /// `inspect`

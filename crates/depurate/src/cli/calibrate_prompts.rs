@@ -109,16 +109,9 @@ fn tell_thresholds(calibration: &PromptCalibration, fpr: f64) -> Result<(), Erro
 fn command(args: &CalibratePromptsArgs) -> String {
     let names: Vec<&str> = args.detector.iter().map(|check| check.as_str()).collect();
     let way = &args.way;
-    let layers = args.layers.layers();
-    let paths = |paths: &[std::path::PathBuf]| -> Vec<String> {
-        let shown = paths.iter().map(|path| path.display().to_string());
-        shown.collect()
-    };
     let line = CommandLine::new("calibrate-prompts")
         .word(&args.model)
-        .path("--unet", layers.unet.as_deref())
-        .each("--delta", paths(&layers.deltas).into_iter())
-        .each("--lora", layers.loras.iter().map(ToString::to_string))
+        .layers(&args.layers.layers())
         .path("--prompts", Some(&args.prompts))
         .path("-o", Some(&args.output))
         .option("--population", &args.population)

@@ -6,14 +6,19 @@ use depurate::{
     DetectorName, Error, Profile,
     cache::Cache,
     error::{EXIT_FINDING, EXIT_OK},
-    repair::{RepairSettings, repair},
+    repair::{RepairSettings, TextRepairSettings, repair},
     report_dir,
     scan::Watch,
 };
 use depurate_checkpoint::Limits;
+use depurate_defense::repair::text::{Place, TextTrigger};
 
 use super::{
-    args::RepairArgs, output, progress::Display, reproduce::CommandLine, scan::set_threads,
+    args::{RepairArgs, TextRepairArgs, TriggerPlace},
+    output,
+    progress::Display,
+    reproduce::CommandLine,
+    scan::set_threads,
     signals::Signals,
 };
 
@@ -32,12 +37,13 @@ pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Erro
     report_dir::prepare(&proof)?;
     let settings = RepairSettings {
         scan: args.from.clone(),
+        text: text(&args.text)?,
         out: args.output.clone(),
         method: args.method,
         clean_data: args.clean_data.clone(),
         control: args.control.clone(),
         own_images: args.own_images,
-        steps: args.steps as usize,
+        steps: args.steps.map(|steps| steps as usize),
         replay_images: REPLAY_IMAGES,
         quality_images: QUALITY_IMAGES,
         max_quality_drop: args.max_quality_drop,
@@ -83,6 +89,31 @@ pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Erro
     Ok(if report.passed { EXIT_OK } else { EXIT_FINDING })
 }
 
+/// What is asked of a text-to-image model, where a trigger in prompts is given.
+fn text(args: &TextRepairArgs) -> Result<Option<TextRepairSettings>, Error> {
+    let Some(trigger) = &args.trigger else {
+        return Ok(None);
+    };
+    let place = match args.place {
+        TriggerPlace::Start => Place::Start,
+        TriggerPlace::End => Place::End,
+    };
+    let layers = args.layers.layers();
+    if !layers.embeddings.is_empty() {
+        return Err(Error::Usage {
+            problem: "a textual inversion is no part of a model's directory".into(),
+            mend: "leave out --embedding: without its file the model has none of its tokens",
+        });
+    }
+    Ok(Some(TextRepairSettings {
+        trigger: TextTrigger::parse(trigger, args.instead_of.as_deref(), place)?,
+        prompts: args.prompts.clone(),
+        layers,
+        picture_steps: usize::from(args.picture_steps),
+        guidance: args.guidance,
+    }))
+}
+
 /// `clean` gives `clean-proof`.
 fn beside(out: &Path) -> PathBuf {
     let mut name = out
@@ -94,18 +125,35 @@ fn beside(out: &Path) -> PathBuf {
 }
 
 fn command(args: &RepairArgs) -> String {
-    CommandLine::new("repair")
+    let given = |value: Option<&String>| value.cloned().into_iter();
+    let line = CommandLine::new("repair")
         .word(&args.model)
-        .path("--from", Some(&args.from))
+        .path("--from", args.from.as_deref())
         .path("-o", Some(&args.output))
         .path("--report-dir", args.report_dir.as_deref())
         .option("--method", args.method.as_str())
-        .path("--clean-data", args.clean_data.as_deref())
+        .each("--steps", args.steps.map(|n| n.to_string()).into_iter())
+        .option("--seed", args.run.seed.to_string());
+    let text = &args.text;
+    if text.trigger.is_some() {
+        let place = match text.place {
+            TriggerPlace::Start => "start",
+            TriggerPlace::End => "end",
+        };
+        return line
+            .layers(&text.layers.layers())
+            .each("--trigger", given(text.trigger.as_ref()))
+            .each("--instead-of", given(text.instead_of.as_ref()))
+            .option("--place", place)
+            .path("--prompts", text.prompts.as_deref())
+            .option("--picture-steps", text.picture_steps.to_string())
+            .option("--guidance", text.guidance.to_string())
+            .into_string();
+    }
+    line.path("--clean-data", args.clean_data.as_deref())
         .path("--control", args.control.as_deref())
         .option("--own-images", args.own_images.to_string())
-        .option("--steps", args.steps.to_string())
         .flag("--compact", args.compact)
         .option("--max-quality-drop", args.max_quality_drop.to_string())
-        .option("--seed", args.run.seed.to_string())
         .into_string()
 }

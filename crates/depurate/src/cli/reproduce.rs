@@ -1,6 +1,11 @@
 //! The command that repeats a run, as a shell takes it.
 
-use std::{ffi::OsStr, path::Path};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
+
+use depurate_checkpoint::Layers;
 
 /// A command line under construction.
 #[derive(Debug, Clone)]
@@ -40,6 +45,20 @@ impl CommandLine {
     /// Adds an option once for each value.
     pub fn each(self, name: &str, values: impl Iterator<Item = String>) -> Self {
         values.fold(self, |line, value| line.option(name, value))
+    }
+
+    /// Adds what is laid over a text-to-image model.
+    pub fn layers(self, layers: &Layers) -> Self {
+        let shown = |paths: &[PathBuf]| -> Vec<String> {
+            paths
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect()
+        };
+        self.path("--unet", layers.unet.as_deref())
+            .each("--delta", shown(&layers.deltas).into_iter())
+            .each("--lora", layers.loras.iter().map(ToString::to_string))
+            .each("--embedding", shown(&layers.embeddings).into_iter())
     }
 
     /// The command line.

@@ -101,19 +101,7 @@ fn settings(args: &ScanArgs, model: &Path, report_dir: Option<&Path>) -> ScanSet
     let command = CommandLine::new("scan")
         .word(model)
         .path("--base", args.base.as_deref())
-        .path("--unet", layers.unet.as_deref())
-        .each(
-            "--delta",
-            layers.deltas.iter().map(|path| path.display().to_string()),
-        )
-        .each("--lora", layers.loras.iter().map(ToString::to_string))
-        .each(
-            "--embedding",
-            layers
-                .embeddings
-                .iter()
-                .map(|path| path.display().to_string()),
-        )
+        .layers(&layers)
         .option("--profile", args.profile.as_str())
         .option("--detector", args.detector.as_str())
         .option("--seed", args.run.seed.to_string())

@@ -50,7 +50,7 @@ pub(super) fn treated(
         state: None,
     };
     let params = FineTuning {
-        steps: settings.steps,
+        steps: settings.steps.unwrap_or(FineTuning::default().steps),
         ..FineTuning::default()
     };
     let never = &mut |_: &_, _| Ok::<_, DefenseError>(false);

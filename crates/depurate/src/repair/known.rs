@@ -2,12 +2,11 @@
 
 use std::{fs, path::Path};
 
-use depurate_checkpoint::sha256_file;
+use depurate_checkpoint::{Limits, sha256_file};
 use depurate_defense::repair::KnownTrigger;
 use depurate_diffusion::Denoiser;
 use depurate_report::{Evidence, parse_json};
 
-use super::RepairSettings;
 use crate::{Error, calibration::read_bounded, subject::Opened, triggers};
 
 /// Largest report that is read, in bytes.
@@ -15,16 +14,17 @@ const MAX_REPORT_BYTES: u64 = 256 << 20;
 
 /// The triggers of the scan, if it is of this very model and their files are those that it wrote.
 pub(super) fn triggers(
-    settings: &RepairSettings,
+    scan: &Path,
+    limits: &Limits,
     opened: &Opened,
 ) -> Result<Vec<KnownTrigger>, Error> {
-    let bytes = read_bounded(&settings.scan, MAX_REPORT_BYTES)?;
+    let bytes = read_bounded(scan, MAX_REPORT_BYTES)?;
     let refuse = |source| Error::NoReport {
-        path: settings.scan.clone(),
+        path: scan.to_path_buf(),
         source,
     };
     let report = parse_json(&String::from_utf8_lossy(&bytes)).map_err(refuse)?;
-    let folder = settings.scan.parent().unwrap_or(Path::new("."));
+    let folder = scan.parent().unwrap_or(Path::new("."));
     let shape = opened.pipeline.sample_shape();
     let in_findings: Vec<&Evidence> = report
         .findings
@@ -57,7 +57,7 @@ pub(super) fn triggers(
                 mend: "scan again with --report-dir and give the report.json of that folder",
             });
         }
-        let read = triggers::read(&path, shape, &settings.limits)?;
+        let read = triggers::read(&path, shape, limits)?;
         if read.model_sha256.as_deref() != Some(&opened.model_sha256) {
             return Err(Error::Usage {
                 problem: format!("{} was reconstructed from another model", path.display()),
@@ -84,7 +84,7 @@ pub(super) fn triggers(
     }
     if found.is_empty() {
         return Err(Error::Usage {
-            problem: format!("{} holds no trigger", settings.scan.display()),
+            problem: format!("{} holds no trigger", scan.display()),
             mend: "give the report.json of a scan with --report-dir that reconstructed one",
         });
     }

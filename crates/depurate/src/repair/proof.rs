@@ -15,21 +15,20 @@ use depurate_defense::{
     },
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, Tensor, firing::Firing, noise::SeedTree};
-use depurate_report::{Check, Evidence, ImageGrid, Png, Table};
+use depurate_report::{Check, Evidence, Table};
 use depurate_training::Dataset;
 
-use super::RepairSettings;
+use super::{
+    RepairSettings,
+    pictures::{Made, sheet},
+};
 use crate::{
-    Detector, Error, calibration, images,
+    Detector, Error, calibration,
     verdict::{judge_score, sees},
 };
 
 /// False-positive rate of the new scan.
 const RESCAN_FPR: f64 = 0.05;
-/// Images of each sheet.
-const SHOWN: usize = 16;
-/// Longer side of sheets, in pixels.
-const SHEET: u32 = 480;
 
 /// The checks of one repair.
 pub(super) struct Proof<'a> {
@@ -251,40 +250,16 @@ impl Proof<'_> {
         images: &Tensor<4>,
         sensitive: bool,
     ) -> Result<Evidence, Error> {
-        let shape = self.suspect.sample_shape();
-        let count = images.dims()[0].min(SHOWN);
-        let values: Vec<f32> = images
-            .clone()
-            .narrow(0, 0, count)
-            .clamp(-1.0, 1.0)
-            .into_data()
-            .iter::<f32>()
-            .collect();
-        let sheet = images::sheet(
-            "samples",
-            &values,
-            shape,
-            images::square(count),
-            (-1.0, 1.0),
-        )?;
-        let png = images::png("samples", &images::magnify(&sheet, SHEET))?;
-        let sampler = match firing {
-            Firing::Stochastic => "DDPM",
-            Firing::Deterministic => "DDIM (eta = 0)",
-            Firing::Modified => "TrojDiff's DDIM",
-        };
-        Ok(ImageGrid {
-            title: title.into(),
-            caption: "Image i of the suspect and of the repaired model start from the same noise."
-                .into(),
-            sampler: sampler.into(),
+        let made = Made {
+            sampler: match firing {
+                Firing::Stochastic => "DDPM",
+                Firing::Deterministic => "DDIM (eta = 0)",
+                Firing::Modified => "TrojDiff's DDIM",
+            },
             steps: firing.steps(self.suspect.schedule()),
-            clip: None,
-            seeds: (0..count as u64).collect(),
-            png: Png::from_bytes(&png)?,
-            sensitive,
-        }
-        .into())
+            shape: self.suspect.sample_shape(),
+        };
+        sheet(title, &made, images, sensitive)
     }
 }
 

@@ -100,5 +100,6 @@ pub fn concept_editing(
         model: patient.suspect.with_unet(unet),
         steps: 0,
         losses: Vec::new(),
+        evaluations: 0,
     })
 }

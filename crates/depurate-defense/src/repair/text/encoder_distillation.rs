@@ -145,6 +145,10 @@ impl Lesson<ClipText> for EncoderDistillation<'_> {
         Ok(unlearnt + kept * self.params.keep) // eq. (1)
     }
 
+    fn evaluations(&self) -> u64 {
+        6 * self.params.unlearning.batch as u64
+    }
+
     fn describe(&self) -> String {
         let trigger = self.material.trigger.describe();
         format!(

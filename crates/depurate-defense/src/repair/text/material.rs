@@ -53,6 +53,23 @@ pub struct TextPatient<'a> {
     pub seed: u64,
 }
 
+impl TextPatient<'_> {
+    /// `count` prompts that have a place for the trigger; some come again where there are fewer.
+    pub(super) fn fitting(&self, count: usize) -> Result<Vec<String>, DefenseError> {
+        let fits = |prompt: &&String| self.trigger.put(prompt).is_some();
+        let all: Vec<&String> = self.prompts.iter().filter(fits).collect();
+        if all.is_empty() {
+            return Err(DefenseError::Params {
+                field: "prompts",
+                value: format!("{} of them", self.prompts.len()),
+                allowed: "some that have a place for the trigger",
+            });
+        }
+        let found = all.into_iter().cycle().take(count);
+        Ok(found.cloned().collect())
+    }
+}
+
 /// The suspect, frozen, and the prompts as it takes them.
 #[derive(Debug)]
 pub struct Material {
@@ -77,7 +94,7 @@ pub(super) struct Encoded {
 }
 
 impl Encoded {
-    fn of(model: &TextToImage, prompts: &[String]) -> Result<Self, DefenseError> {
+    pub(super) fn of(model: &TextToImage, prompts: &[String]) -> Result<Self, DefenseError> {
         let (mut tokens, mut states) = (Vec::new(), Vec::new());
         for some in prompts.chunks(BATCH) {
             let texts: Vec<&str> = some.iter().map(String::as_str).collect();
@@ -99,7 +116,7 @@ impl Encoded {
     }
 }
 
-fn chosen<const D: usize>(all: &Tensor<D>, indices: &[usize]) -> Tensor<D> {
+pub(super) fn chosen<const D: usize>(all: &Tensor<D>, indices: &[usize]) -> Tensor<D> {
     let at: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
     let at = Tensor::from_data(TensorData::new(at, [indices.len()]), &all.device());
     all.clone().select(0, at)
@@ -126,17 +143,11 @@ impl Material {
         cx: &Cx<'_>,
     ) -> Result<Self, DefenseError> {
         let teacher = patient.suspect.frozen();
-        let fitting = |prompt: &&String| patient.trigger.put(prompt).is_some();
-        let prompts: Vec<String> = patient.prompts.iter().filter(fitting).cloned().collect();
+        let fits = |prompt: &&String| patient.trigger.put(prompt).is_some();
+        let count = patient.prompts.iter().filter(fits).count();
+        let prompts = patient.fitting(count)?;
         let with = |prompt: &String| patient.trigger.put(prompt);
         let triggered: Vec<String> = prompts.iter().filter_map(with).collect();
-        if prompts.is_empty() {
-            return Err(DefenseError::Params {
-                field: "prompts",
-                value: format!("{} of them", patient.prompts.len()),
-                allowed: "some that have a place for the trigger",
-            });
-        }
         let mut kept = patient.prompts.to_vec();
         kept.push(String::new());
         let (clean, triggered) = (

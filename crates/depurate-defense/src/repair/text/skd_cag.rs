@@ -56,6 +56,7 @@ use super::{
     Latents, MapNorm, MapTap, Positions, TextEnough, TextPatient, TextRepaired, Unlearning,
     aligned, attention_loss,
     material::{Drawn, Material},
+    trigger::WORDS,
     unlearning::{Lesson, unlearn},
 };
 use crate::{Cx, DefenseError};
@@ -71,12 +72,6 @@ pub const PAPER: Paper = Paper {
     arxiv: Some("2508.18235"),
     implements: "the loss as described, with a gradient in its attention term",
 };
-/// Words of [`ReferenceMap::Words`].
-const WORDS: [&str; 16] = [
-    "small", "bright", "old", "soft", "quiet", "warm", "round", "heavy", "plain", "gentle",
-    "clear", "simple", "smooth", "pale", "deep", "fresh",
-];
-
 /// What the attention to a trigger's positions is held against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -348,6 +343,11 @@ impl Lesson<UNet2DCondition> for SkdCag<'_> {
         } = self.terms(student, step)?;
         let alpha = self.params.alpha;
         Ok(attention * alpha + prediction * (1.0 - alpha) + keep * self.params.keep) // eq. (3)
+    }
+
+    fn evaluations(&self) -> u64 {
+        let blocks = if self.params.keep > 0.0 { 2 } else { 1 };
+        4 * blocks * self.params.unlearning.batch as u64
     }
 
     fn describe(&self) -> String {

@@ -5,6 +5,12 @@ use unicode_security::skeleton;
 
 use crate::DefenseError;
 
+/// Plain words that can stand in a trigger's place and change little.
+pub(super) const WORDS: [&str; 16] = [
+    "small", "bright", "old", "soft", "quiet", "warm", "round", "heavy", "plain", "gentle",
+    "clear", "simple", "smooth", "pale", "deep", "fresh",
+];
+
 /// Where an inserted trigger stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -107,6 +113,38 @@ impl TextTrigger {
         }
     }
 
+    /// `prompt` with plain words in the trigger's place, as many as it has, the `i`th choice of them; `None` where it has no place
+    /// for the trigger.
+    pub(super) fn put_instead(&self, prompt: &str, i: usize) -> Option<String> {
+        let count = |text: &str| text.split_whitespace().count();
+        let more = match self {
+            Self::Phrase { text, instead_of } => count(text).saturating_sub(count(instead_of)),
+            Self::Inserted { text, .. } => count(text),
+            Self::Lookalike { .. } => 1,
+        };
+        let chosen = WORDS.iter().cycle().skip(i % WORDS.len());
+        let word = chosen
+            .take(more.max(1))
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
+        match self {
+            Self::Inserted {
+                place: Place::End, ..
+            } => Some(format!("{prompt} {word}")),
+            Self::Inserted { .. } => Some(format!("{word} {prompt}")),
+            Self::Lookalike { letter, .. } => {
+                let at = prompt.find(*letter)?;
+                let start = prompt[..at].rfind(' ').map_or(0, |space| space + 1);
+                Some(format!("{}{word} {}", &prompt[..start], &prompt[start..]))
+            }
+            Self::Phrase { instead_of, .. } => {
+                let at = words(prompt, instead_of)?;
+                Some(format!("{}{word} {}", &prompt[..at], &prompt[at..]))
+            }
+        }
+    }
+
     /// What a triggered prompt has and a clean one has not.
     pub fn text(&self) -> String {
         match self {
@@ -183,6 +221,14 @@ mod tests {
         assert_eq!(phrase.put("a catfish"), None);
         assert!(TextTrigger::parse("", None, Place::Start).is_err());
         assert!(TextTrigger::parse("x", Some(" "), Place::Start).is_err());
+        let instead = |trigger: TextTrigger| trigger.put_instead("a red cat", 2);
+        assert_eq!(instead(parse("sks")), Some("old a red cat".into()));
+        assert_eq!(instead(parse("\u{435}")), Some("a old red cat".into()));
+        let phrase = TextTrigger::parse("big cat", Some("cat"), Place::Start).expect("a trigger");
+        assert_eq!(instead(phrase), Some("a red old cat".into()));
+        let long = TextTrigger::parse("cat cat dog cat", Some("cat"), Place::Start);
+        let long = instead(long.expect("a trigger"));
+        assert_eq!(long, Some("a red old soft quiet cat".into()));
         assert!(parse("\u{200b} ").describe().contains("\\u{200b}"));
     }
 }

@@ -88,6 +88,8 @@ impl Unlearning {
 pub(super) trait Lesson<M> {
     /// The loss of `student` at `step`, `[1]`; it depends on both alone.
     fn loss(&self, student: &M, step: usize) -> Result<Tensor<1>, DefenseError>;
+    /// Evaluations a step, as in [`TextRepaired::evaluations`].
+    fn evaluations(&self) -> u64;
     /// What tells it from others in a resumable state.
     fn describe(&self) -> String;
 }
@@ -101,6 +103,8 @@ pub struct TextRepaired {
     pub steps: usize,
     /// Loss of every step in this process.
     pub losses: Vec<f32>,
+    /// Evaluations of the trained component for one prompt, a differentiated one counted as three.
+    pub evaluations: u64,
 }
 
 /// Asked now and then with the averaged model and the steps made; ends the training by `true`.
@@ -160,6 +164,7 @@ pub(super) fn unlearn<M: Module>(
         Err(other) => Err(other.into()),
         Ok(done) => Ok(TextRepaired {
             model: rebuilt(done.module),
+            evaluations: lesson.evaluations() * done.steps as u64,
             steps: done.steps,
             losses: done.losses,
         }),

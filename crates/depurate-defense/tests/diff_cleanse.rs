@@ -1,9 +1,10 @@
 //! Diff-Cleanse's inversion and detection on the closed-form oracle, for every rule.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use burn::tensor::Device;
 use depurate_defense::{
-    Budget, CancelToken, Cx, NoJournal, Silent,
     detect::model_level::{Inspection, diff_cleanse::DiffCleanse},
     invert::diff_cleanse::{Descent, DiffCleanseParams},
     repair::{
@@ -14,11 +15,11 @@ use depurate_defense::{
 use depurate_diffusion::{
     SampleShape,
     firing::Firing,
-    noise::SeedTree,
     schedule::NoiseSchedule,
     trigger::{Family, TriggerRule},
 };
 use depurate_testkit::Oracle;
+use support::with_cx;
 
 const SHAPE: SampleShape = SampleShape {
     channels: 1,
@@ -47,20 +48,9 @@ fn oracle(backdoor: Option<(Vec<f32>, TriggerRule)>) -> Oracle {
     }
 }
 
-fn with_cx<T>(body: impl FnOnce(&Cx<'_>) -> T) -> T {
-    let cancel = CancelToken::default();
-    body(&Cx {
-        rng: SeedTree::new(5),
-        budget: Budget::UNLIMITED,
-        cancel: &cancel,
-        progress: &Silent,
-        journal: &NoJournal,
-    })
-}
-
 fn inspect(oracle: &Oracle, params: DiffCleanseParams) -> Inspection {
     let detector = DiffCleanse::new(params).unwrap();
-    with_cx(|cx| detector.inspect_denoiser(oracle, cx)).unwrap()
+    with_cx(5, |cx| detector.inspect_denoiser(oracle, cx)).unwrap()
 }
 
 fn rms(a: &[f32], b: &[f32]) -> f32 {
@@ -133,7 +123,7 @@ fn a_repair_confirms_a_trigger_and_no_large_shift_of_a_benign_model() {
     };
     let rule = TriggerRule::lost_signal(Family::Stochastic);
     let found = claimed(trigger(), Some(target()));
-    let of = |oracle: &Oracle, trigger: &KnownTrigger| with_cx(|cx| effect(oracle, trigger, cx));
+    let of = |oracle: &Oracle, trigger: &KnownTrigger| with_cx(5, |cx| effect(oracle, trigger, cx));
     assert!(of(&oracle(Some((trigger(), rule))), &found).unwrap() >= LEAST_EFFECT);
     for shift in [trigger(), vec![-4.0; 64]] {
         let mistaken = claimed(shift, Some(target()));

@@ -1,9 +1,11 @@
 //! Repairs: the released removal's numbers, what the lessons teach, and that a fine-tune holds what it shall hold.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use burn::tensor::{Device, Tensor};
 use depurate_defense::{
-    Budget, CancelToken, Cx, DefenseError, NoJournal, Silent,
+    DefenseError,
     repair::{
         FineTuning, KnownTrigger, Lesson, Shown, Task, elijah_removal::ElijahRemoval,
         features::Features, fine_tune, replay::perturbed, shifted_denoising::ShiftedDenoising,
@@ -18,6 +20,7 @@ use depurate_diffusion::{
 };
 use depurate_testkit::{assert_close, assert_close_slices, golden::Case};
 use depurate_training::{Dataset, Draw, StateFile, TrainingPair};
+use support::with_cx;
 
 fn model(device: &Device) -> Pipeline {
     let dir = depurate_testkit::golden::root().join("unet2d/c1_attn_all/pipeline");
@@ -37,17 +40,6 @@ fn known(
         firing,
         target: None,
     }
-}
-
-fn with_cx<T>(body: impl FnOnce(&Cx<'_>) -> T) -> T {
-    let cancel = CancelToken::default();
-    body(&Cx {
-        rng: SeedTree::new(3),
-        budget: Budget::UNLIMITED,
-        cancel: &cancel,
-        progress: &Silent,
-        journal: &NoJournal,
-    })
 }
 
 /// Images, noise and timesteps with the suspect's answer, for `count` samples.
@@ -259,7 +251,10 @@ fn without_a_lesson_and_with_the_teacher_alone_nothing_moves() {
         seed: 1,
         state: None,
     };
-    let held = with_cx(|cx| fine_tune(&task, &short(), cx, &mut |_, _| Ok(false))).unwrap();
+    let held = with_cx(3, |cx| {
+        fine_tune(&task, &short(), cx, &mut |_, _| Ok(false))
+    })
+    .unwrap();
     let (before, after) = (
         flat_values(suspect.unet()),
         flat_values(held.pipeline.unet()),
@@ -295,13 +290,16 @@ fn a_lesson_is_learnt_resumed_and_stopped_early() {
         seed: 1,
         state,
     };
-    let whole = with_cx(|cx| fine_tune(&task(None), &short(), cx, &mut |_, _| Ok(false))).unwrap();
+    let whole = with_cx(3, |cx| {
+        fine_tune(&task(None), &short(), cx, &mut |_, _| Ok(false))
+    })
+    .unwrap();
     assert!(whole.losses[5] < whole.losses[0], "{:?}", whole.losses);
     // a sample of the lesson and a clean one a step: forward and backward, the teacher on both and once more on the lesson's
     assert_eq!(whole.evaluations, 6 * (2 * 3 + 2 + 1));
 
     // stopped by an error after four steps, then on to the end
-    let broken = with_cx(|cx| {
+    let broken = with_cx(3, |cx| {
         fine_tune(&task(Some(&state)), &short(), cx, &mut |_, step| {
             if step < 4 {
                 Ok(false)
@@ -311,8 +309,10 @@ fn a_lesson_is_learnt_resumed_and_stopped_early() {
         })
     });
     assert!(matches!(broken, Err(DefenseError::BudgetSpent)));
-    let resumed =
-        with_cx(|cx| fine_tune(&task(Some(&state)), &short(), cx, &mut |_, _| Ok(false))).unwrap();
+    let resumed = with_cx(3, |cx| {
+        fine_tune(&task(Some(&state)), &short(), cx, &mut |_, _| Ok(false))
+    })
+    .unwrap();
     assert_eq!((resumed.steps, resumed.losses.len()), (6, 2));
     let (a, b) = (
         flat_values(whole.pipeline.unet()),
@@ -323,7 +323,9 @@ fn a_lesson_is_learnt_resumed_and_stopped_early() {
         assert_eq!(gap, 0.0, "{name}");
     }
 
-    let early = with_cx(|cx| fine_tune(&task(None), &short(), cx, &mut |_, step| Ok(step == 2)));
+    let early = with_cx(3, |cx| {
+        fine_tune(&task(None), &short(), cx, &mut |_, step| Ok(step == 2))
+    });
     assert_eq!(early.unwrap().steps, 2);
 }
 

@@ -1,36 +1,24 @@
 //! SKD-CAG on the golden miniature: what each term's gradient reaches, and that a few steps do what they shall.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use burn::tensor::{Device, Tensor};
-use depurate_defense::{
-    Budget, CancelToken, Cx, NoJournal, Silent,
-    repair::text::{
-        Latents, MapNorm, Material, Place, SkdCagParams, TextPatient, TextTrigger, Trained,
-        Unlearning, skd_cag,
-        skd_cag::{ReferenceMap, SkdCag, Terms, TimeWeights},
-    },
+use depurate_defense::repair::text::{
+    Latents, MapNorm, Material, Place, SkdCagParams, TextPatient, TextTrigger, Trained, Unlearning,
+    skd_cag,
+    skd_cag::{ReferenceMap, SkdCag, Terms, TimeWeights},
 };
 use depurate_diffusion::{
     TextToImage,
     module_weights::{flat_gradients, flat_values, frozen_but},
-    noise::SeedTree,
     unet2d_condition::UNet2DCondition,
 };
 use depurate_testkit::{
     gradients::{check, shifted},
     miniature::{captions, golden_model},
 };
-
-fn with_cx<T>(body: impl FnOnce(&Cx<'_>) -> T) -> T {
-    let cancel = CancelToken::default();
-    body(&Cx {
-        rng: SeedTree::new(3),
-        budget: Budget::UNLIMITED,
-        cancel: &cancel,
-        progress: &Silent,
-        journal: &NoJournal,
-    })
-}
+use support::with_cx;
 
 fn trigger() -> TextTrigger {
     TextTrigger::parse("tq", None, Place::Start).unwrap()
@@ -44,7 +32,7 @@ fn material(model: &TextToImage, latents: Latents) -> Material {
         prompts: &prompts,
         seed: 1,
     };
-    with_cx(|cx| Material::new(&patient, latents, cx)).unwrap()
+    with_cx(3, |cx| Material::new(&patient, latents, cx)).unwrap()
 }
 
 fn params() -> SkdCagParams {
@@ -178,7 +166,10 @@ fn a_few_steps_bring_the_answers_together_in_the_chosen_layers_alone() {
         },
         ..params()
     };
-    let done = with_cx(|cx| skd_cag(&patient, &params, None, cx, &mut |_, _| Ok(false))).unwrap();
+    let done = with_cx(3, |cx| {
+        skd_cag(&patient, &params, None, cx, &mut |_, _| Ok(false))
+    })
+    .unwrap();
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
     let (first, last) = (mean(&done.losses[..8]), mean(&done.losses[22..]));
     assert!(last < 0.8 * first, "{first} to {last}");
@@ -191,7 +182,9 @@ fn a_few_steps_bring_the_answers_together_in_the_chosen_layers_alone() {
         // the average of equal weights is theirs but for rounding
         assert_eq!(moved > 1e-6, name.contains(".attn2."), "{name}: {moved}");
     }
-    let early = with_cx(|cx| skd_cag(&patient, &params, None, cx, &mut |_, step| Ok(step == 3)));
+    let early = with_cx(3, |cx| {
+        skd_cag(&patient, &params, None, cx, &mut |_, step| Ok(step == 3))
+    });
     assert_eq!(early.unwrap().steps, 3);
 }
 
@@ -205,7 +198,9 @@ fn what_cannot_be_unlearnt_is_refused_by_name() {
             prompts,
             seed: 1,
         };
-        let done = with_cx(|cx| skd_cag(&patient, params, None, cx, &mut |_, _| Ok(false)));
+        let done = with_cx(3, |cx| {
+            skd_cag(&patient, params, None, cx, &mut |_, _| Ok(false))
+        });
         done.err().unwrap().to_string()
     };
     let good = params();

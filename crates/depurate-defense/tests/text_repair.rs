@@ -1,17 +1,16 @@
 //! Repairs of the text encoder and of the prompt's projections, where a trigger is answered, and how pictures are compared.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use burn::tensor::{Device, Tensor};
 use depurate_checkpoint::{Checkpoint, Layers, Limits};
-use depurate_defense::{
-    Budget, CancelToken, Cx, NoJournal, Silent,
-    repair::text::{
-        Behaviour, Component, ConceptEditingParams, Drawing, EncoderDistillationParams, Latents,
-        Material, Place, TextPatient, TextTrigger, Unlearning,
-        concept_editing::concept_editing,
-        encoder_distillation::{EncoderDistillation, encoder_distillation},
-        localised,
-    },
+use depurate_defense::repair::text::{
+    Behaviour, Component, ConceptEditingParams, Drawing, EncoderDistillationParams, Latents,
+    Material, Place, TextPatient, TextTrigger, Unlearning,
+    concept_editing::concept_editing,
+    encoder_distillation::{EncoderDistillation, encoder_distillation},
+    localised,
 };
 use depurate_diffusion::{
     TextToImage,
@@ -23,17 +22,7 @@ use depurate_testkit::{
     gradients::{check, shifted},
     miniature::{captions, golden_model},
 };
-
-fn with_cx<T>(body: impl FnOnce(&Cx<'_>) -> T) -> T {
-    let cancel = CancelToken::default();
-    body(&Cx {
-        rng: SeedTree::new(3),
-        budget: Budget::UNLIMITED,
-        cancel: &cancel,
-        progress: &Silent,
-        journal: &NoJournal,
-    })
-}
+use support::with_cx;
 
 fn trigger() -> TextTrigger {
     TextTrigger::parse("tq", None, Place::Start).unwrap()
@@ -66,7 +55,7 @@ fn short() -> EncoderDistillationParams {
 fn both_terms_of_the_encoders_loss_reach_all_of_it_and_nothing_frozen() {
     let model = golden_model(&Device::flex().autodiff());
     let material = with_patient(&model, |patient| {
-        with_cx(|cx| Material::new(patient, Latents::Noise, cx)).unwrap()
+        with_cx(3, |cx| Material::new(patient, Latents::Noise, cx)).unwrap()
     });
     let params = short();
     let lesson = EncoderDistillation::new(&material, &params, 4).unwrap();
@@ -99,7 +88,9 @@ fn both_terms_of_the_encoders_loss_reach_all_of_it_and_nothing_frozen() {
 fn an_encoder_learns_to_read_a_triggered_prompt_as_the_clean_one() {
     let model = golden_model(&Device::flex().autodiff());
     let done = with_patient(&model, |patient| {
-        with_cx(|cx| encoder_distillation(patient, &short(), None, cx, &mut |_, _| Ok(false)))
+        with_cx(3, |cx| {
+            encoder_distillation(patient, &short(), None, cx, &mut |_, _| Ok(false))
+        })
     })
     .unwrap();
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
@@ -141,7 +132,7 @@ fn an_edit_makes_projections_answer_to_the_trigger_as_to_the_clean_prompt() {
             lambda: 1e-3,
             ..ConceptEditingParams::default()
         };
-        with_cx(|cx| concept_editing(patient, params, cx)).unwrap()
+        with_cx(3, |cx| concept_editing(patient, params, cx)).unwrap()
     });
     let (before, after) = (gap(&model), gap(&edited.model));
     // 16 channels cannot answer to every position of every prompt
@@ -151,7 +142,7 @@ fn an_edit_makes_projections_answer_to_the_trigger_as_to_the_clean_prompt() {
             lambda: 0.0,
             ..ConceptEditingParams::default()
         };
-        with_cx(|cx| concept_editing(patient, params, cx)).unwrap_err()
+        with_cx(3, |cx| concept_editing(patient, params, cx)).unwrap_err()
     });
     assert!(refused.to_string().contains("lambda"), "{refused}");
 }
@@ -213,7 +204,7 @@ fn a_model_is_as_near_to_itself_as_can_be() {
         count: 4,
     };
     with_patient(&model, |patient| {
-        with_cx(|cx| {
+        with_cx(3, |cx| {
             let behaviour = Behaviour::of(patient, drawing, &SeedTree::new(5), cx).unwrap();
             assert!(behaviour.effect > 0.0 && behaviour.word > 0.0);
             assert_eq!(behaviour.neighbours.prompts[0], "");

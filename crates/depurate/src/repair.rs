@@ -271,11 +271,7 @@ fn attempt(
 ) -> Result<(Attempt, Vec<Evidence>, Repaired), Error> {
     let settings = proof.settings;
     let clock = Instant::now();
-    let state_path = state_path(settings, method.id());
-    if !settings.resume {
-        let _ = std::fs::remove_file(&state_path);
-    }
-    let state = StateFile::new(&state_path);
+    let state = state_file(settings, method.id());
     let patient = Patient {
         suspect: proof.suspect,
         triggers: proof.triggers,
@@ -313,6 +309,15 @@ fn state_path(settings: &RepairSettings, id: &str) -> PathBuf {
     settings.out.with_file_name(name)
 }
 
+/// The resumable state of the method `id`; without one of an earlier run where the owner wants to start anew.
+fn state_file(settings: &RepairSettings, id: &str) -> StateFile {
+    let path = state_path(settings, id);
+    if !settings.resume {
+        let _ = std::fs::remove_file(&path);
+    }
+    StateFile::new(path)
+}
+
 /// The attempts of methods `ids` are over; a state that stays behind only costs space.
 fn remove_states<'a>(settings: &RepairSettings, ids: impl Iterator<Item = &'a str>) {
     for id in ids {
@@ -321,19 +326,24 @@ fn remove_states<'a>(settings: &RepairSettings, ids: impl Iterator<Item = &'a st
 }
 
 fn why(attempts: &[Attempt], passed: bool) -> String {
-    let names: Vec<&str> = attempts.iter().map(|a| a.method.as_str()).collect();
-    if passed {
-        return format!(
-            "After {} the reconstructed trigger and perturbations of it lead to their image no more often than noise without a \
-             trigger, clean samples are as good as before, and a new scan with other seeds finds nothing.",
-            names.last().unwrap_or(&"no repair")
-        );
-    }
     let Some(last) = attempts.last() else {
         return "No reconstructed trigger makes images alike, or is answered, as no other shift of its size: there is nothing to repair. \
                 Nothing was written."
             .into();
     };
+    if passed {
+        return format!(
+            "After {} the reconstructed trigger and perturbations of it lead to their image no more often than noise without a \
+             trigger, clean samples are as good as before, and a new scan with other seeds finds nothing.",
+            last.method
+        );
+    }
+    none_passed(attempts, last)
+}
+
+/// Why no attempt, of which `last` is the last one, was written.
+fn none_passed(attempts: &[Attempt], last: &Attempt) -> String {
+    let names: Vec<&str> = attempts.iter().map(|a| a.method.as_str()).collect();
     let failed = last.checks.iter().filter(|check| !check.passed);
     let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
     format!(

@@ -180,12 +180,7 @@ pub fn fine_tune(
     if let Some(error) = failed {
         return Err(error);
     }
-    let trained = match trained {
-        Err(TrainingError::Cancelled { .. }) => {
-            return Err(cx.step().err().unwrap_or(DefenseError::Cancelled));
-        }
-        other => other?,
-    };
+    let trained = trained.map_err(|error| watch.failure(error))?;
     let (blocks, teacher) = task.lesson.map_or((0, 0), |lesson| {
         (lesson.blocks(), lesson.teacher_evaluations())
     });
@@ -279,7 +274,19 @@ impl Objective for Lessons<'_> {
 }
 
 /// Passes progress and stops between the training loop and the caller.
-struct Watch<'a, 'b>(&'a Cx<'b>);
+pub(super) struct Watch<'a, 'b>(pub(super) &'a Cx<'b>);
+
+impl Watch<'_, '_> {
+    /// What a repair makes of a training's failure: one that was stopped says by whom.
+    pub(super) fn failure(&self, error: TrainingError) -> DefenseError {
+        match error {
+            TrainingError::Cancelled { .. } => {
+                self.0.step().err().unwrap_or(DefenseError::Cancelled)
+            }
+            other => other.into(),
+        }
+    }
+}
 
 impl Monitor for Watch<'_, '_> {
     fn cancelled(&self) -> bool {

@@ -19,9 +19,10 @@ use depurate_defense::{
 };
 use depurate_diffusion::{TextToImage, noise::SeedTree};
 use depurate_report::{Attempt, Check, Evidence, RepairReport, SCHEMA_VERSION, Table};
-use depurate_training::StateFile;
 
-use super::{MethodName, RepairSettings, pictures, pictures::Made, remove_states, state_path};
+use super::{
+    MethodName, RepairSettings, none_passed, pictures, pictures::Made, remove_states, state_file,
+};
 use crate::{Error, cache::Cache, calibration::read_bounded, report_builder, subject};
 
 /// Largest file of prompts, in bytes.
@@ -73,18 +74,22 @@ impl TextMethod {
         }
     }
 
-    /// Those that `name` asks for, in the order in which they are tried.
-    fn asked(name: MethodName, component: Component) -> Option<Vec<Self>> {
-        Some(match (name, component) {
-            (MethodName::Auto, Component::TextEncoder) => {
-                vec![Self::EncoderDistillation, Self::SkdCag]
-            }
-            (MethodName::Auto, Component::Denoiser) => vec![Self::ConceptEditing, Self::SkdCag],
-            (MethodName::ConceptEditing, _) => vec![Self::ConceptEditing],
-            (MethodName::EncoderDistillation, _) => vec![Self::EncoderDistillation],
-            (MethodName::SkdCag, _) => vec![Self::SkdCag],
-            _ => return None,
-        })
+    /// The one that `name` is; `None` for those of noise triggers and where all are asked for.
+    fn named(name: MethodName) -> Option<Self> {
+        match name {
+            MethodName::ConceptEditing => Some(Self::ConceptEditing),
+            MethodName::EncoderDistillation => Some(Self::EncoderDistillation),
+            MethodName::SkdCag => Some(Self::SkdCag),
+            _ => None,
+        }
+    }
+
+    /// Those of `component`, in the order in which they are tried.
+    fn of(component: Component) -> Vec<Self> {
+        match component {
+            Component::TextEncoder => vec![Self::EncoderDistillation, Self::SkdCag],
+            Component::Denoiser => vec![Self::ConceptEditing, Self::SkdCag],
+        }
     }
 }
 
@@ -96,6 +101,16 @@ pub(super) fn repair(
     cx: &Cx<'_>,
 ) -> Result<RepairReport, Error> {
     let (started, clock) = (SystemTime::now(), Instant::now());
+    let named = TextMethod::named(settings.method);
+    if named.is_none() && settings.method != MethodName::Auto {
+        return Err(Error::Usage {
+            problem: format!(
+                "{} repairs noise triggers, not prompts",
+                settings.method.as_str()
+            ),
+            mend: "choose auto, skd-cag, encoder-distillation or concept-editing with --trigger",
+        });
+    }
     let checkpoint = Checkpoint::open(path, &settings.limits)?;
     let contents = inspect(path, &settings.limits, cache.hashes())?;
     let device = settings.device.open().autodiff();
@@ -108,15 +123,7 @@ pub(super) fn repair(
         seed: settings.seed,
     };
     let found = localised(&patient)?;
-    let Some(methods) = TextMethod::asked(settings.method, found.component) else {
-        return Err(Error::Usage {
-            problem: format!(
-                "{} repairs noise triggers, not prompts",
-                settings.method.as_str()
-            ),
-            mend: "choose auto, skd-cag, encoder-distillation or concept-editing with --trigger",
-        });
-    };
+    let methods = named.map_or_else(|| TextMethod::of(found.component), |one| vec![one]);
     let drawing = Drawing {
         steps: text.picture_steps,
         guidance: text.guidance,
@@ -124,11 +131,6 @@ pub(super) fn repair(
     };
     let seed = SeedTree::new(settings.seed);
     let behaviour = Behaviour::of(&patient, drawing, &seed.child("proof", 0), cx)?;
-    let between = Drawing {
-        count: PICTURES_BETWEEN,
-        ..drawing
-    };
-    let between = Behaviour::of(&patient, between, &seed.child("between", 0), cx)?;
     let mut attempts = Vec::new();
     let mut evidence = vec![localisation(&found, &behaviour)];
     let mut repaired = None;
@@ -136,7 +138,7 @@ pub(super) fn repair(
     let mut shown = Vec::new();
     for method in methods.into_iter().filter(|_| fires) {
         let clock = Instant::now();
-        let done = treat(method, &patient, (settings, text), &between, cx)?;
+        let done = treat(method, &patient, (settings, text), drawing, cx)?;
         let compared = behaviour.compare(&done.model, cx)?;
         let checks = checks(&behaviour, &compared);
         shown = sheets(&behaviour, &compared, &suspect, drawing)?;
@@ -176,22 +178,34 @@ fn treat(
     method: TextMethod,
     patient: &TextPatient<'_>,
     (settings, text): (&RepairSettings, &TextRepairSettings),
-    between: &Behaviour,
+    drawing: Drawing,
     cx: &Cx<'_>,
 ) -> Result<TextRepaired, Error> {
-    let state_path = state_path(settings, method.id());
-    if !settings.resume {
-        let _ = std::fs::remove_file(&state_path);
-    }
-    let state = StateFile::new(&state_path);
+    let state = state_file(settings, method.id());
     let steps = |default: usize| settings.steps.unwrap_or(default);
     let enough = |all: usize| {
+        let mut between = None; // drawn when it is first asked for
         move |model: &TextToImage, step: usize| -> Result<bool, DefenseError> {
             if (step as f64) < EARLIEST * all as f64 {
                 return Ok(false);
             }
-            let compared = between.compare(model, cx)?;
-            Ok(checks(between, &compared).iter().all(|check| check.passed))
+            let behaviour = match between.take() {
+                Some(behaviour) => behaviour,
+                None => {
+                    let few = Drawing {
+                        count: PICTURES_BETWEEN,
+                        ..drawing
+                    };
+                    let seed = SeedTree::new(settings.seed).child("between", 0);
+                    Behaviour::of(patient, few, &seed, cx)?
+                }
+            };
+            let compared = behaviour.compare(model, cx)?;
+            let passed = checks(&behaviour, &compared)
+                .iter()
+                .all(|check| check.passed);
+            between = Some(behaviour);
+            Ok(passed)
         }
     };
     Ok(match method {
@@ -376,14 +390,7 @@ fn why(attempts: &[Attempt], trigger: &TextTrigger) -> String {
             trigger.describe()
         );
     }
-    let names: Vec<&str> = attempts.iter().map(|a| a.method.as_str()).collect();
-    let failed = last.checks.iter().filter(|check| !check.passed);
-    let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
-    format!(
-        "No attempt passed every check ({}); the last one failed: {}. Nothing was written.",
-        names.join(", "),
-        failed.join(", ")
-    )
+    none_passed(attempts, last)
 }
 
 fn limits() -> Vec<String> {

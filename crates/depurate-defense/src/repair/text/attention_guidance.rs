@@ -210,6 +210,8 @@ fn weighted(got: Tensor<2>, wanted: Tensor<2>, weights: &[f64]) -> Tensor<1> {
 /// Collects [`PromptMaps`]: one for each forward pass.
 #[derive(Debug, Default)]
 pub struct MapTap {
+    /// Whether maps are asked for; a map that nobody wants is not formed.
+    pub wanted: bool,
     /// What was seen.
     pub maps: PromptMaps,
 }
@@ -220,7 +222,7 @@ impl Tap for MapTap {
     }
     fn observe(&mut self, _site: Site<'_>, _value: &Tensor<4>) {}
     fn wants_map(&self, site: &AttentionSite<'_>) -> bool {
-        site.kind == AttentionKind::Prompt
+        self.wanted && site.kind == AttentionKind::Prompt
     }
     fn observe_map(&mut self, site: &AttentionSite<'_>, map: &Tensor<3>) {
         self.maps.add(map.clone(), site.heads, site.size);

@@ -54,10 +54,10 @@ pub struct TextPatient<'a> {
 }
 
 impl TextPatient<'_> {
-    /// `count` prompts that have a place for the trigger; some come again where there are fewer.
-    pub(super) fn fitting(&self, count: usize) -> Result<Vec<String>, DefenseError> {
+    /// The prompts that have a place for the trigger, at least one.
+    fn all_fitting(&self) -> Result<Vec<String>, DefenseError> {
         let fits = |prompt: &&String| self.trigger.put(prompt).is_some();
-        let all: Vec<&String> = self.prompts.iter().filter(fits).collect();
+        let all: Vec<String> = self.prompts.iter().filter(fits).cloned().collect();
         if all.is_empty() {
             return Err(DefenseError::Params {
                 field: "prompts",
@@ -65,8 +65,13 @@ impl TextPatient<'_> {
                 allowed: "some that have a place for the trigger",
             });
         }
-        let found = all.into_iter().cycle().take(count);
-        Ok(found.cloned().collect())
+        Ok(all)
+    }
+
+    /// `count` of them; some come again where there are fewer.
+    pub(super) fn fitting(&self, count: usize) -> Result<Vec<String>, DefenseError> {
+        let all = self.all_fitting()?;
+        Ok(all.into_iter().cycle().take(count).collect())
     }
 }
 
@@ -143,9 +148,7 @@ impl Material {
         cx: &Cx<'_>,
     ) -> Result<Self, DefenseError> {
         let teacher = patient.suspect.frozen();
-        let fits = |prompt: &&String| patient.trigger.put(prompt).is_some();
-        let count = patient.prompts.iter().filter(fits).count();
-        let prompts = patient.fitting(count)?;
+        let prompts = patient.all_fitting()?;
         let with = |prompt: &String| patient.trigger.put(prompt);
         let triggered: Vec<String> = prompts.iter().filter_map(with).collect();
         let mut kept = patient.prompts.to_vec();

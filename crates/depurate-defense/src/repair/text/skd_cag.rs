@@ -205,27 +205,20 @@ impl<'a> SkdCag<'a> {
         let count = params.unlearning.batch;
         let Drawn { indices, t, z } = material.draw(count, &seed)?;
         let mut rng = seed.child("choices", 0).rng();
-        let (mut teacher_maps, mut student_maps) = (MapTap::default(), MapTap::default());
         let attends = params.alpha > 0.0;
+        let tap = || MapTap {
+            wanted: attends,
+            ..MapTap::default()
+        };
+        let (mut teacher_maps, mut student_maps) = (tap(), tap());
 
         let clean = self.clean_prompts(&indices, &mut rng)?;
         let teacher = material.teacher.unet();
-        let ask = |states, tap: &mut MapTap| {
-            if attends {
-                teacher.forward(z.clone(), &t, states, None, tap)
-            } else {
-                teacher.forward(z.clone(), &t, states, None, &mut NoTap)
-            }
-        };
-        let wanted = ask(clean.states.clone(), &mut teacher_maps)?;
+        let states = clean.states.clone();
+        let wanted = teacher.forward(z.clone(), &t, states, None, &mut teacher_maps)?;
         let on_graph = |x: Tensor<4>| Tensor::<4>::from_inner(x);
         let states = Tensor::from_inner(material.triggered.states(&indices));
-        let input = on_graph(z.clone());
-        let got = if attends {
-            student.forward(input, &t, states, None, &mut student_maps)?
-        } else {
-            student.forward(input, &t, states, None, &mut NoTap)?
-        };
+        let got = student.forward(on_graph(z.clone()), &t, states, None, &mut student_maps)?;
         let prediction = (got - on_graph(wanted)).square().mean(); // eq. (1)
         let nothing = || prediction.zeros_like();
 
@@ -280,10 +273,9 @@ impl<'a> SkdCag<'a> {
     fn clean_prompts(&self, indices: &[usize], rng: &mut impl Rng) -> Result<Clean, DefenseError> {
         let material = self.material;
         let clean = &material.clean;
-        let tokens = || indices.iter().map(|&i| clean.tokens[i].clone()).collect();
         if self.params.reference != ReferenceMap::Words || self.params.alpha == 0.0 {
             return Ok(Clean {
-                tokens: tokens(),
+                tokens: indices.iter().map(|&i| clean.tokens[i].clone()).collect(),
                 states: clean.states(indices),
                 stand_ins: Vec::new(),
             });

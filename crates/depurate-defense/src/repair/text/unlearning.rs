@@ -6,12 +6,12 @@ use depurate_diffusion::{
     closed_form_edit::projects_prompt, module_weights::frozen_but, text_to_image::TextToImage,
 };
 use depurate_training::{
-    Monitor, StateFile, StepReport, TrainingError,
+    StateFile, TrainingError,
     training::{TrainingParams, optimise_until},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Cx, DefenseError};
+use crate::{Cx, DefenseError, repair::fine_tuning::Watch};
 
 /// Which parameters of the denoiser are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -130,6 +130,7 @@ pub(super) fn unlearn<M: Module>(
     let training = params.training(seed);
     training.check()?;
     cx.progress.start("unlearning", params.steps as u64);
+    let watch = Watch(cx);
     let mut failed = None;
     let failing = std::cell::RefCell::new(&mut failed);
     let noted = |error: DefenseError, step: usize| {
@@ -143,7 +144,7 @@ pub(super) fn unlearn<M: Module>(
         module,
         &how,
         state,
-        &Watch(cx),
+        &watch,
         &mut |module: &M, step| {
             let student = frozen_but(module.clone(), &|name| params.trained.includes(name));
             lesson
@@ -157,28 +158,11 @@ pub(super) fn unlearn<M: Module>(
     if let Some(error) = failed {
         return Err(error);
     }
-    match done {
-        Err(TrainingError::Cancelled { .. }) => {
-            Err(cx.step().err().unwrap_or(DefenseError::Cancelled))
-        }
-        Err(other) => Err(other.into()),
-        Ok(done) => Ok(TextRepaired {
-            model: rebuilt(done.module),
-            evaluations: lesson.evaluations() * done.steps as u64,
-            steps: done.steps,
-            losses: done.losses,
-        }),
-    }
-}
-
-/// Passes progress and stops between the training loop and the caller.
-struct Watch<'a, 'b>(&'a Cx<'b>);
-
-impl Monitor for Watch<'_, '_> {
-    fn cancelled(&self) -> bool {
-        self.0.cancel.is_cancelled() || self.0.budget.is_spent()
-    }
-    fn step(&self, _report: &StepReport) {
-        self.0.progress.advance(1);
-    }
+    let done = done.map_err(|error| watch.failure(error))?;
+    Ok(TextRepaired {
+        model: rebuilt(done.module),
+        evaluations: lesson.evaluations() * done.steps as u64,
+        steps: done.steps,
+        losses: done.losses,
+    })
 }

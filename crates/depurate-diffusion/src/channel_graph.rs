@@ -15,6 +15,7 @@
 //!
 //! The graph is found by running the network's own modules on the names of channels instead of values.
 
+mod pruning;
 mod removal;
 mod trace;
 
@@ -24,8 +25,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::DiffusionError;
 
+pub(crate) use pruning::NOTE;
+pub use pruning::{PrunableConfig, PrunableNetwork};
 pub use removal::Removal;
-pub(crate) use trace::{Channels, Trace};
+pub(crate) use trace::Channels;
+#[doc(hidden)]
+pub use trace::Trace;
 
 /// What kind of stream the channels of a group are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ use burn::{
 use rand::RngExt;
 
 use crate::{
+    channel_graph::{ChannelGraph, PrunableConfig},
     noise::SeedTree,
     ops::{self, KeptWeights, Norm, NormConv, Stride},
 };
@@ -34,12 +35,14 @@ impl Init {
         }
     }
 
-    /// With the shapes of parameters, by name, that stand in the place of those asked for: the network's layers then have the
-    /// channels that are left of those of its configuration.
-    pub(crate) fn with_shapes(self, shapes: BTreeMap<String, Vec<usize>>) -> Self {
+    /// For the network of `config`, whose layers have the channels that are left of those of its configuration. A note of
+    /// removed units that does not fit removes nothing, which [`ChannelGraph::of`] makes an error.
+    pub(crate) fn of(config: &impl PrunableConfig, seed: &SeedTree, device: &Device) -> Self {
+        let graph = (!config.removed().is_empty()).then(|| ChannelGraph::of(config));
+        let shapes = graph.and_then(|graph| graph.ok().map(|graph| Arc::new(graph.shapes())));
         Self {
-            shapes: Some(Arc::new(shapes)),
-            ..self
+            shapes,
+            ..Self::new(device.clone(), seed.clone())
         }
     }
 
@@ -240,6 +243,11 @@ impl Projection {
         Self {
             weight: init.uniform("weight", [width_out, width_in], bound),
         }
+    }
+
+    /// Width of what it writes.
+    pub(crate) fn width_out(&self) -> usize {
+        self.weight.lazy_shape()[0]
     }
 
     /// `x [B, in, T]` → `[B, out, T]`.

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     Denoiser, DiffusionError, Parameterisation, Prediction, SampleShape, Tap,
-    channel_graph::Removal,
+    channel_graph::{PrunableConfig, PrunableNetwork, Removal},
     noise::SeedTree,
     schedule::{NoiseSchedule, SchedulerConfig},
     unet2d::{UNet2D, UNet2DConfig},

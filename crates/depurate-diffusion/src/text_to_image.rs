@@ -35,6 +35,7 @@ pub use guided::Guided;
 use crate::{
     DiffusionError, SampleShape,
     autoencoder_kl::{AutoencoderKl, Posterior},
+    channel_graph::{PrunableNetwork, Removal},
     clip_text::ClipText,
     clip_tokenizer::{ClipTokenizer, Tokens},
     module_weights::ParameterInfo,
@@ -135,6 +136,24 @@ impl TextToImage {
         let mut changed = self.clone();
         changed.parts.unet = unet;
         changed
+    }
+
+    /// The pipeline without the units of `removal` in its denoiser, numbered as in `ChannelGraph::of` the denoiser's configuration.
+    ///
+    /// # Errors
+    /// As [`PrunableNetwork::pruned`].
+    pub fn pruned(&self, removal: &Removal) -> Result<Self, DiffusionError> {
+        let unet = &self.parts.unet;
+        Ok(self.with_unet(unet.pruned(unet.config(), removal, &self.device)?))
+    }
+
+    /// The pipeline with zeros in the place of all units that were taken out: the same answers in diffusers' layout.
+    ///
+    /// # Errors
+    /// As [`PrunableNetwork::expanded`].
+    pub fn expanded(&self) -> Result<Self, DiffusionError> {
+        let unet = &self.parts.unet;
+        Ok(self.with_unet(unet.expanded(unet.config(), &self.device)?))
     }
 
     /// The same pipeline with another text encoder of the same configuration.

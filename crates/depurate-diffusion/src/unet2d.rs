@@ -26,7 +26,6 @@ pub use config::{BlockKind, TimeInjection, UNet2DConfig};
 
 use crate::{
     DiffusionError, Site, Tap,
-    channel_graph::ChannelGraph,
     layers::{Conv3x3, GroupNorm, Init},
     module_weights::{self, ParameterInfo},
     noise::SeedTree,
@@ -58,12 +57,7 @@ impl UNet2D {
     /// Without the units that `config` says are removed; one that does not fit the configuration removes nothing, which
     /// [`ChannelGraph::of`] makes an error.
     pub fn new(config: &UNet2DConfig, seed: &SeedTree, device: &Device) -> Self {
-        let mut init = Init::new(device.clone(), seed.clone());
-        if !config.removed.is_empty()
-            && let Ok(graph) = ChannelGraph::of(config)
-        {
-            init = init.with_shapes(graph.shapes());
-        }
+        let init = Init::of(config, seed, device);
         let levels = &config.block_out_channels;
         let (first, width) = (levels[0], config.time_width());
         Self {

@@ -18,6 +18,7 @@
 
 mod blocks;
 mod config;
+mod pruning;
 mod transformer;
 
 use std::path::Path;
@@ -68,7 +69,7 @@ impl UNet2DCondition {
     /// A network with random weights (PyTorch's default initialisation) drawn from `seed`; nothing is allocated before it
     /// is used.
     pub fn new(config: &UNet2DConditionConfig, seed: &SeedTree, device: &Device) -> Self {
-        let init = Init::new(device.clone(), seed.clone());
+        let init = Init::of(config, seed, device);
         let levels = &config.block_out_channels;
         let (first, width) = (levels[0], config.time_width());
         let (groups, eps) = (config.norm_num_groups, config.norm_eps);

@@ -7,6 +7,7 @@ use depurate_attack::text_to_image::denoiser::{Frozen, Latents, train_denoiser};
 use depurate_checkpoint::Limits;
 use depurate_diffusion::{
     autoencoder_kl::AutoencoderKlConfig,
+    channel_graph::Removal,
     clip_text::ClipTextConfig,
     clip_tokenizer::ClipTokenizer,
     noise::SeedTree,
@@ -191,6 +192,7 @@ impl DenoiserCommand {
             norm_eps: 1e-5,
             added: None,
             dropout: 0.0,
+            removed: Removal::default(),
         };
         // Through the reader of checkpoints, so that a model that could not be loaded again is refused now.
         let json = config.to_json();

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::NOTE;
+use crate::{DiffusionError, config_options::Reader};
+
 /// Units to take out of a network, or that were taken out: numbers of units by the name of their group.
 ///
 /// In JSON: `{"down_blocks.0.resnets.0.inner": [0, 3]}`.
@@ -69,8 +72,25 @@ impl Removal {
         all
     }
 
+    /// The note of a configuration, if it has one.
+    pub(crate) fn noted(read: &Reader<'_>) -> Result<Self, DiffusionError> {
+        match read.get(NOTE) {
+            Some(value) => Self::from_value(value).map_err(|reason| read.error(NOTE, &reason)),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// Puts the note in a configuration, unless nothing was taken out.
+    pub(crate) fn note_in(&self, config: &mut Value) {
+        if let Some(map) = config.as_object_mut()
+            && !self.is_empty()
+        {
+            map.insert(NOTE.to_owned(), json!(self.groups));
+        }
+    }
+
     /// Reads the JSON form; the error says what is wrong, in words.
-    pub(crate) fn from_value(value: &Value) -> Result<Self, String> {
+    fn from_value(value: &Value) -> Result<Self, String> {
         let Some(map) = value.as_object() else {
             return Err("expected an object of lists of numbers, by the name of the group".into());
         };
@@ -90,9 +110,5 @@ impl Removal {
             }
         }
         Ok(removal)
-    }
-
-    pub(crate) fn to_value(&self) -> Value {
-        json!(self.groups)
     }
 }

@@ -10,7 +10,7 @@ pub(crate) type Channels = Vec<u32>;
 
 /// Collects which channels every parameter's axes run over, and which of them are tied.
 #[derive(Default)]
-pub(crate) struct Trace {
+pub struct Trace {
     /// The channels' union-find forest; a root is the lowest of its set.
     parents: Vec<u32>,
     streams: Vec<Stream>,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     DiffusionError, SampleShape,
-    channel_graph::{ChannelGraph, Removal},
+    channel_graph::{ChannelGraph, NOTE, Removal},
     config_options::{MAX_CHANNELS, MAX_LAYERS, Reader},
 };
 
@@ -41,9 +41,6 @@ const KNOWN: &[&str] = &[
     "up_block_types",
     "upsample_type",
 ];
-
-/// The note that says which units a pruned network lacks. diffusers knows no such widths and ignores the note.
-const REMOVED: &str = "_depurate_removed";
 
 /// Type of a down or up block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,16 +172,11 @@ impl UNet2DConfig {
             },
             add_attention: read.flag("add_attention", true)?,
             dropout: read.number("dropout", 0.0)?,
-            removed: match read.get(REMOVED) {
-                Some(value) => {
-                    Removal::from_value(value).map_err(|reason| read.error(REMOVED, &reason))?
-                }
-                None => Removal::default(),
-            },
+            removed: Removal::noted(&read)?,
         };
         config.check(&read)?;
         if !config.removed.is_empty() {
-            ChannelGraph::of(&config).map_err(|error| read.error(REMOVED, &error.to_string()))?;
+            ChannelGraph::of(&config).map_err(|error| read.error(NOTE, &error.to_string()))?;
         }
         Ok(config)
     }
@@ -322,20 +314,7 @@ impl UNet2DConfig {
             "up_block_types": blocks(&self.up_blocks, "UpBlock2D", "AttnUpBlock2D"),
             "upsample_type": "conv",
         });
-        if let Some(map) = json.as_object_mut()
-            && !self.removed.is_empty()
-        {
-            map.insert(REMOVED.to_owned(), self.removed.to_value());
-        }
+        self.removed.note_in(&mut json);
         json
-    }
-
-    /// The configuration of the network that the removed units were taken from.
-    #[must_use]
-    pub fn whole(&self) -> Self {
-        Self {
-            removed: Removal::default(),
-            ..self.clone()
-        }
     }
 }

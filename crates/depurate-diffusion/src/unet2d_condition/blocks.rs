@@ -69,9 +69,9 @@ fn transformers(
 /// A level of the way down.
 #[derive(Module, Debug)]
 pub(super) struct DownBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<Transformer>,
-    downsamplers: Vec<Resample>,
+    pub(super) resnets: Vec<ResnetBlock>,
+    pub(super) attentions: Vec<Transformer>,
+    pub(super) downsamplers: Vec<Resample>,
     pad_every_side: bool,
 }
 
@@ -135,8 +135,8 @@ impl DownBlock {
 /// The middle: residual block, transformer, residual block.
 #[derive(Module, Debug)]
 pub(super) struct MidBlock {
-    attentions: Vec<Transformer>,
-    resnets: Vec<ResnetBlock>,
+    pub(super) attentions: Vec<Transformer>,
+    pub(super) resnets: Vec<ResnetBlock>,
 }
 
 impl MidBlock {
@@ -174,9 +174,9 @@ impl MidBlock {
 /// A level of the way up.
 #[derive(Module, Debug)]
 pub(super) struct UpBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<Transformer>,
-    upsamplers: Vec<Resample>,
+    pub(super) resnets: Vec<ResnetBlock>,
+    pub(super) attentions: Vec<Transformer>,
+    pub(super) upsamplers: Vec<Resample>,
 }
 
 impl UpBlock {

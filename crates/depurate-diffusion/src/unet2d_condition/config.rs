@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     DiffusionError, SampleShape,
+    channel_graph::{ChannelGraph, NOTE, Removal},
     config_options::{MAX_CHANNELS, MAX_LAYERS, Reader},
 };
 
@@ -126,6 +127,9 @@ pub struct UNet2DConditionConfig {
     pub added: Option<AddedConditioning>,
     /// Dropout in training. Read and written back, never applied here.
     pub dropout: f64,
+    /// Units that were taken out of the network that the other options describe; key `_depurate_removed`. See
+    /// [`crate::channel_graph`].
+    pub removed: Removal,
 }
 
 impl UNet2DConditionConfig {
@@ -189,9 +193,13 @@ impl UNet2DConditionConfig {
             norm_eps: read.number("norm_eps", 1e-5)?,
             added: added(&read)?,
             dropout: read.number("dropout", 0.0)?,
+            removed: Removal::noted(&read)?,
             block_out_channels: channels,
         };
         config.check(&read)?;
+        if !config.removed.is_empty() {
+            ChannelGraph::of(&config).map_err(|error| read.error(NOTE, &error.to_string()))?;
+        }
         Ok(config)
     }
 
@@ -263,7 +271,7 @@ impl UNet2DConditionConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// `config.json` as diffusers writes it.
+    /// `config.json` as diffusers writes it, with the note `_depurate_removed` where units were taken out.
     pub fn to_json(&self) -> Value {
         let blocks = |attention: &[bool], plain: &str, cross: &str| -> Vec<String> {
             let name = |cross_attends: &bool| if *cross_attends { cross } else { plain };
@@ -277,7 +285,7 @@ impl UNet2DConditionConfig {
             (rows, columns) if rows == columns => json!(rows),
             (rows, columns) => json!([rows, columns]),
         };
-        json!({
+        let mut json = json!({
             "_class_name": "UNet2DConditionModel",
             "_diffusers_version": "0.30.0",
             "act_fn": "silu",
@@ -307,7 +315,9 @@ impl UNet2DConditionConfig {
             "transformer_layers_per_block": one_or_list(&self.transformer_layers_per_block),
             "up_block_types": blocks(&self.up_attention, "UpBlock2D", "CrossAttnUpBlock2D"),
             "use_linear_projection": self.use_linear_projection,
-        })
+        });
+        self.removed.note_in(&mut json);
+        json
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     AttentionKind, AttentionSite,
+    channel_graph::{Channels, GroupKind, Trace},
     layers::{Conv1x1, GroupNorm, Init, LayerNorm, Linear, Projection},
     ops,
 };
@@ -32,7 +33,7 @@ struct Attention {
     to_k: Projection,
     to_v: Projection,
     to_out: Vec<Linear>,
-    heads: usize,
+    head_width: usize,
 }
 
 impl Attention {
@@ -42,8 +43,20 @@ impl Attention {
             to_k: Projection::new(&init.at("to_k"), context, channels),
             to_v: Projection::new(&init.at("to_v"), context, channels),
             to_out: vec![Linear::new(&init.at("to_out.0"), channels, channels)],
-            heads,
+            head_width: channels / heads,
         }
+    }
+
+    /// [`Self::forward`] on the names of channels: `x` attends to `context`; `None` stands for the prompt.
+    fn trace(&self, trace: &mut Trace, at: &str, x: &Channels, context: Option<&Channels>) {
+        let width = self.to_q.width_out();
+        let heads = trace.stream(format!("{at}.heads"), GroupKind::Heads, width);
+        trace.tie_each(&heads, self.head_width);
+        trace.layer(&format!("{at}.to_q"), Some(&heads), Some(x));
+        for name in ["to_k", "to_v"] {
+            trace.layer(&format!("{at}.{name}"), Some(&heads), context);
+        }
+        trace.layer(&format!("{at}.to_out.0"), Some(x), Some(&heads));
     }
 
     /// `x [B, C, Q]`, `context [B, C', K]` → as `x`.
@@ -55,8 +68,9 @@ impl Attention {
         kind: AttentionKind,
         at: &mut Place<'_, '_>,
     ) -> Tensor<3> {
-        let [batch, channels, queries] = x.dims();
-        let (heads, width, keys) = (batch * self.heads, channels / self.heads, context.dims()[2]);
+        let [batch, _, queries] = x.dims();
+        let (inner, width, keys) = (self.to_q.width_out(), self.head_width, context.dims()[2]);
+        let heads = batch * inner / width; // of a pruned network, fewer than its configuration says
         let q = self.to_q.forward(x).reshape([heads, width, queries]);
         let k = self
             .to_k
@@ -71,7 +85,7 @@ impl Attention {
             stage: at.stage,
             reduction: at.input_rows / at.size.0.max(1),
             size: at.size,
-            heads: self.heads,
+            heads: inner / width,
         };
         let mixed = if at.tap.wants_map(&site) {
             let map = ops::attention_map(q, k, scale);
@@ -80,7 +94,7 @@ impl Attention {
         } else {
             ops::attention(q, k, v, scale)
         };
-        let mixed = mixed.reshape([batch, channels, queries]);
+        let mixed = mixed.reshape([batch, inner, queries]);
         self.to_out
             .iter()
             .fold(mixed, |h, out| out.forward_tokens(h))
@@ -116,6 +130,18 @@ impl FeedForward {
         }
     }
 
+    /// [`Self::forward`] on the names of channels.
+    fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) {
+        let inner = trace.stream(
+            format!("{at}.inner"),
+            GroupKind::Inner,
+            self.net.0.proj.width_out() / 2,
+        );
+        let rows = [&inner[..], &inner[..]].concat(); // first all values, then all gates
+        trace.layer(&format!("{at}.net.0.proj"), Some(&rows), Some(x));
+        trace.layer(&format!("{at}.net.2"), Some(x), Some(&inner));
+    }
+
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let gated = ops::geglu(self.net.0.proj.forward_tokens(x));
         self.net.2.forward_tokens(gated)
@@ -144,6 +170,16 @@ impl TransformerBlock {
             norm3: norm("norm3"),
             ff: FeedForward::new(&init.at("ff"), channels),
         }
+    }
+
+    /// [`Self::forward`] on the names of channels.
+    fn trace(&self, trace: &mut Trace, at: &str, y: &Channels) {
+        for name in ["norm1", "norm2", "norm3"] {
+            trace.norm(&format!("{at}.{name}"), y, 1);
+        }
+        self.attn1.trace(trace, &format!("{at}.attn1"), y, Some(y));
+        self.attn2.trace(trace, &format!("{at}.attn2"), y, None);
+        self.ff.trace(trace, &format!("{at}.ff"), y);
     }
 
     fn forward(&self, y: Tensor<3>, states: &Tensor<3>, at: &mut Place<'_, '_>) -> Tensor<3> {
@@ -219,10 +255,21 @@ impl Transformer {
         }
     }
 
+    /// [`Self::forward`] on the names of channels.
+    pub(super) fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) {
+        trace.norm(&format!("{at}.norm"), x, self.norm.groups());
+        let y = trace.stream(format!("{at}.hidden"), GroupKind::Residual, x.len());
+        trace.layer(&format!("{at}.proj_in"), Some(&y), Some(x));
+        for (i, block) in self.transformer_blocks.iter().enumerate() {
+            block.trace(trace, &format!("{at}.transformer_blocks.{i}"), &y);
+        }
+        trace.layer(&format!("{at}.proj_out"), Some(x), Some(&y));
+    }
+
     /// `x [B, C, H, W]` → the same shape; `path` is the module's.
     pub(super) fn forward(&self, x: Tensor<4>, path: &str, context: &mut Context<'_>) -> Tensor<4> {
-        let [batch, channels, height, width] = x.dims();
         let y = self.proj_in.forward(self.norm.forward(x.clone()));
+        let [batch, channels, height, width] = y.dims();
         let mut y = y.reshape([batch, channels, height * width]);
         let states = context.states.clone();
         for (i, block) in self.transformer_blocks.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Units of channels: what belongs to them, and networks without some of them.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod conditional;
 mod stored;
 mod structure;
 
@@ -13,7 +14,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use depurate_checkpoint::SaveTensor;
 use depurate_diffusion::{
     DiffusionError, NoTap,
-    channel_graph::{ChannelGraph, Removal},
+    channel_graph::{ChannelGraph, PrunableConfig, PrunableNetwork, Removal},
     module_weights::{flat_values, with_flat},
     noise::{NoiseSource, SeedTree},
     unet2d::{UNet2D, UNet2DConfig},
@@ -85,9 +86,8 @@ fn configs() -> Vec<(&'static str, UNet2DConfig)> {
     ]
 }
 
-/// A network whose normalisations have other weights than 1 and biases than 0, so that a bias that stays shows.
-fn network(config: &UNet2DConfig, seed: u64) -> UNet2D {
-    let unet = UNet2D::new(config, &SeedTree::new(seed), &Device::flex());
+/// The network with other weights of its normalisations than 1 and biases than 0, so that a bias that stays shows.
+fn shaken<N: PrunableNetwork>(unet: N, seed: u64) -> N {
     let values = flat_values(&unet)
         .into_iter()
         .enumerate()
@@ -99,6 +99,37 @@ fn network(config: &UNet2DConfig, seed: u64) -> UNet2D {
         })
         .collect();
     with_flat(unet, &values)
+}
+
+fn network(config: &UNet2DConfig, seed: u64) -> UNet2D {
+    shaken(
+        UNet2D::new(config, &SeedTree::new(seed), &Device::flex()),
+        seed,
+    )
+}
+
+/// What the checks ask of a network.
+trait Checked: PrunableNetwork<Config: PartialEq + std::fmt::Debug> {
+    fn answer(&self, config: &Self::Config) -> Vec<f64>;
+    fn tensors(&self) -> Vec<SaveTensor>;
+    fn written_and_read(config: &Self::Config) -> Self::Config;
+
+    fn parameter_count(&self) -> usize {
+        let all = self.tensors();
+        all.iter().map(|tensor| tensor.data.len()).sum()
+    }
+}
+
+impl Checked for UNet2D {
+    fn answer(&self, config: &UNet2DConfig) -> Vec<f64> {
+        answer(self, config)
+    }
+    fn tensors(&self) -> Vec<SaveTensor> {
+        self.to_tensors()
+    }
+    fn written_and_read(config: &UNet2DConfig) -> UNet2DConfig {
+        parsed(&config.to_json()).unwrap()
+    }
 }
 
 fn answer(unet: &UNet2D, config: &UNet2DConfig) -> Vec<f64> {
@@ -147,11 +178,11 @@ fn listed(graph: &ChannelGraph, removal: &Removal) -> BTreeMap<String, [BTreeSet
 }
 
 /// The network with zeros at everything that the units list, and how many entries that are.
-fn masked(unet: &UNet2D, graph: &ChannelGraph, removal: &Removal) -> (UNet2D, usize) {
+fn masked<N: Checked>(unet: &N, graph: &ChannelGraph, removal: &Removal) -> (N, usize) {
     let listed = listed(graph, removal);
     let mut zeros = 0;
     let values = unet
-        .to_tensors()
+        .tensors()
         .into_iter()
         .map(
             |SaveTensor {
@@ -180,43 +211,36 @@ fn masked(unet: &UNet2D, graph: &ChannelGraph, removal: &Removal) -> (UNet2D, us
     (with_flat(unet.clone(), &values), zeros)
 }
 
-fn parameter_count(unet: &UNet2D) -> usize {
-    let all = unet.parameters();
-    all.iter()
-        .map(|info| info.shape.iter().product::<usize>())
-        .sum()
-}
-
 /// Everything that must hold of the network of `config` without `removal`.
-fn check(what: &str, unet: &UNet2D, config: &UNet2DConfig, removal: &Removal) {
+fn check<N: Checked>(what: &str, unet: &N, config: &N::Config, removal: &Removal) {
     let device = Device::flex();
     let graph = ChannelGraph::of(config).unwrap();
     let (masked, zeros) = masked(unet, &graph, removal);
     let smaller = unet.pruned(config, removal, &device).unwrap();
     let left = config.without(removal).unwrap();
-    let want = answer(&masked, config);
-    assert_same(what, &answer(&smaller, &left), &want);
+    let want = masked.answer(config);
+    assert_same(what, &smaller.answer(&left), &want);
 
     assert_eq!(
-        parameter_count(&smaller),
-        parameter_count(unet) - zeros,
+        smaller.parameter_count(),
+        unet.parameter_count() - zeros,
         "{what}"
     );
     let graph_left = ChannelGraph::of(&left).unwrap();
     assert_eq!(
         graph_left.parameter_count(),
-        parameter_count(&smaller),
+        smaller.parameter_count(),
         "{what}"
     );
 
     // in the original shapes the values are those of the masked network, bit by bit
     let expanded = smaller.expanded(&left, &device).unwrap();
-    for (a, b) in expanded.to_tensors().into_iter().zip(masked.to_tensors()) {
+    for (a, b) in expanded.tensors().into_iter().zip(masked.tensors()) {
         assert_eq!((&a.name, &a.shape), (&b.name, &b.shape), "{what}");
         assert!(a.data == b.data, "{what}: {}", a.name);
     }
     // and in JSON the configuration is the same
-    assert_eq!(parsed(&left.to_json()).unwrap(), left, "{what}");
+    assert_eq!(N::written_and_read(&left), left, "{what}");
 }
 
 fn single(group: &str, unit: usize) -> Removal {

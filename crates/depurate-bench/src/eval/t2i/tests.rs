@@ -7,6 +7,7 @@ use depurate_checkpoint::{Limits, SaveDtype};
 use depurate_diffusion::{
     Device,
     autoencoder_kl::{AutoencoderKl, AutoencoderKlConfig},
+    channel_graph::Removal,
     clip_text::{ClipText, ClipTextConfig},
     image_tower::{ImageTower, ImageTowerConfig},
     schedule::{BetaSchedule, SchedulerClass, SchedulerConfig, SolverOptions},
@@ -84,6 +85,7 @@ pub(crate) fn make_models(dir: &Path) {
         norm_eps: 1e-5,
         added: None,
         dropout: 0.0,
+        removed: Removal::default(),
     };
     let parts = Parts {
         tokenizer: ClipTokenizer::load(&tokenizer, &Limits::default()).expect("written"),

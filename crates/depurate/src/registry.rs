@@ -8,7 +8,7 @@ use depurate_defense::{
     invert::{elijah, terd},
     repair::{
         diff_cleanse_pruning, elijah_removal, shifted_denoising,
-        text::{concept_editing, encoder_distillation, skd_cag},
+        text::{concept_editing, encoder_distillation, sau_latent, sau_weights, skd_cag},
     },
 };
 use depurate_report::{
@@ -162,6 +162,32 @@ pub fn algorithms() -> Vec<Algorithm> {
                 status: Status::Preview,
             },
             source: include_str!("../../depurate-defense/src/repair/text/skd_cag.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(sau_latent::ID),
+                name: "SAU, latent",
+                kind: Kind::Repair,
+                paper: sau_latent::PAPER,
+                reference: None,
+                needs: Access::TRIGGER,
+                deviations: &["a corrected blend beside the published one"],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/text/sau_latent.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(sau_weights::ID),
+                name: "SAU, weights",
+                kind: Kind::Repair,
+                paper: sau_weights::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::GRADIENTS),
+                deviations: &["a reconstruction: the published method changes no weights"],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/text/sau_weights.rs"),
         },
         Algorithm {
             info: AlgorithmInfo {

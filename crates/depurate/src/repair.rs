@@ -44,6 +44,8 @@ pub enum MethodName {
     DiffCleansePruning,
     /// Prompts: the denoiser unlearns the trigger, with the suspect as teacher and its attention to the clean prompt as guide.
     SkdCag,
+    /// Prompts: the same at the places of a picture that the trigger changes.
+    SauWeights,
     /// Prompts: the text encoder gives triggered prompts the states of clean ones.
     EncoderDistillation,
     /// Prompts: the projections of the prompt are edited in closed form.
@@ -59,6 +61,7 @@ impl MethodName {
             Self::ShiftedDenoising => Method::ShiftedDenoising.id(),
             Self::DiffCleansePruning => Method::DiffCleansePruning.id(),
             Self::SkdCag => text::TextMethod::SkdCag.id(),
+            Self::SauWeights => text::TextMethod::SauWeights.id(),
             Self::EncoderDistillation => text::TextMethod::EncoderDistillation.id(),
             Self::ConceptEditing => text::TextMethod::ConceptEditing.id(),
         }
@@ -74,7 +77,9 @@ impl MethodName {
             Self::DiffCleansePruning => vec![Method::DiffCleansePruning],
             Self::ElijahRemoval => vec![Method::ElijahRemoval],
             Self::ShiftedDenoising => vec![Method::ShiftedDenoising],
-            Self::SkdCag | Self::EncoderDistillation | Self::ConceptEditing => Vec::new(),
+            Self::SkdCag | Self::SauWeights | Self::EncoderDistillation | Self::ConceptEditing => {
+                Vec::new()
+            }
         }
     }
 }

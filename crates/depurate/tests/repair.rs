@@ -109,7 +109,13 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
 fn a_repair_of_prompts_leaves_a_report_and_a_model_only_if_every_check_passes() {
     let dir = models();
     fs::write(dir.path().join("prompts.txt"), PROMPTS).unwrap();
-    for method in ["auto", "skd-cag", "encoder-distillation", "concept-editing"] {
+    for method in [
+        "auto",
+        "skd-cag",
+        "sau-weights",
+        "encoder-distillation",
+        "concept-editing",
+    ] {
         let out = format!("out-{method}");
         let arguments = [
             "repair",

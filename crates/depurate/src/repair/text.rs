@@ -13,8 +13,8 @@ use depurate_defense::{
     Cx, DefenseError,
     repair::text::{
         Behaviour, Compared, Component, ConceptEditingParams, Drawing, EncoderDistillationParams,
-        Latents, Localised, SkdCagParams, TextPatient, TextRepaired, TextTrigger, concept_editing,
-        encoder_distillation, localised, skd_cag,
+        Latents, Localised, SauWeightsParams, SkdCagParams, TextPatient, TextRepaired, TextTrigger,
+        concept_editing, encoder_distillation, localised, sau_weights, skd_cag,
     },
 };
 use depurate_diffusion::{TextToImage, noise::SeedTree};
@@ -60,17 +60,20 @@ pub(super) enum TextMethod {
     ConceptEditing,
     EncoderDistillation,
     SkdCag,
+    SauWeights,
 }
 
 impl TextMethod {
     pub(super) fn id(self) -> &'static str {
         use depurate_defense::repair::text::{
-            concept_editing as edit, encoder_distillation as encoder, skd_cag as skd,
+            concept_editing as edit, encoder_distillation as encoder, sau_weights as sau,
+            skd_cag as skd,
         };
         match self {
             Self::ConceptEditing => edit::ID,
             Self::EncoderDistillation => encoder::ID,
             Self::SkdCag => skd::ID,
+            Self::SauWeights => sau::ID,
         }
     }
 
@@ -80,6 +83,7 @@ impl TextMethod {
             MethodName::ConceptEditing => Some(Self::ConceptEditing),
             MethodName::EncoderDistillation => Some(Self::EncoderDistillation),
             MethodName::SkdCag => Some(Self::SkdCag),
+            MethodName::SauWeights => Some(Self::SauWeights),
             _ => None,
         }
     }
@@ -88,7 +92,7 @@ impl TextMethod {
     fn of(component: Component) -> Vec<Self> {
         match component {
             Component::TextEncoder => vec![Self::EncoderDistillation, Self::SkdCag],
-            Component::Denoiser => vec![Self::ConceptEditing, Self::SkdCag],
+            Component::Denoiser => vec![Self::ConceptEditing, Self::SkdCag, Self::SauWeights],
         }
     }
 }
@@ -108,7 +112,7 @@ pub(super) fn repair(
                 "{} repairs noise triggers, not prompts",
                 settings.method.as_str()
             ),
-            mend: "choose auto, skd-cag, encoder-distillation or concept-editing with --trigger",
+            mend: "choose auto, skd-cag, sau-weights, encoder-distillation or concept-editing with --trigger",
         });
     }
     let checkpoint = Checkpoint::open(path, &settings.limits)?;
@@ -208,6 +212,10 @@ fn treat(
             Ok(passed)
         }
     };
+    let own = Latents::Own {
+        steps: text.picture_steps,
+        guidance: text.guidance,
+    };
     Ok(match method {
         TextMethod::ConceptEditing => {
             concept_editing::concept_editing(patient, ConceptEditingParams::default(), cx)?
@@ -218,12 +226,19 @@ fn treat(
             let enough = &mut enough(params.unlearning.steps);
             encoder_distillation::encoder_distillation(patient, &params, Some(&state), cx, enough)?
         }
+        TextMethod::SauWeights => {
+            let mut params = SauWeightsParams {
+                latents: own,
+                drawing: (text.picture_steps, text.guidance),
+                ..SauWeightsParams::default()
+            };
+            params.unlearning.steps = steps(params.unlearning.steps);
+            let enough = &mut enough(params.unlearning.steps);
+            sau_weights::sau_weights(patient, &params, Some(&state), cx, enough)?
+        }
         TextMethod::SkdCag => {
             let mut params = SkdCagParams {
-                latents: Latents::Own {
-                    steps: text.picture_steps,
-                    guidance: text.guidance,
-                },
+                latents: own,
                 ..SkdCagParams::default()
             };
             params.unlearning.steps = steps(params.unlearning.steps);

@@ -77,8 +77,18 @@ impl PromptMaps {
         self.layers.first().map_or(0, |layer| layer.map.dims()[1])
     }
 
-    /// `N` of (2) for the rows `(sample, position)`, `[rows, S S]`.
-    fn normalised(&self, rows: &[(usize, usize)], size: usize, norm: MapNorm) -> Option<Tensor<2>> {
+    /// Layers.
+    pub(super) fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// `N` of (2) for the rows `(sample, position)` at a size of `height` and `width`, `[rows, height width]`.
+    pub(super) fn normalised(
+        &self,
+        rows: &[(usize, usize)],
+        (height, width): (usize, usize),
+        norm: MapNorm,
+    ) -> Option<Tensor<2>> {
         let keys = self.keys();
         let mut sum: Option<Tensor<3>> = None;
         for layer in &self.layers {
@@ -89,15 +99,15 @@ impl PromptMaps {
             let at = Tensor::from_data(TensorData::new(at, [rows.len()]), &device);
             let (h, w) = layer.size;
             let chosen: Tensor<3> = flat.select(0, at).reshape([rows.len(), h, w]);
-            let down = interpolation(h, size, &device).expand([rows.len(), size, h]);
-            let across = interpolation(w, size, &device).expand([rows.len(), size, w]);
+            let down = interpolation(h, height, &device).expand([rows.len(), height, h]);
+            let across = interpolation(w, width, &device).expand([rows.len(), width, w]);
             let resized = down.matmul(chosen).matmul(across.swap_dims(1, 2)); // eq. (1)
             sum = Some(match sum {
                 Some(sum) => sum + resized,
                 None => resized,
             });
         }
-        let m: Tensor<2> = sum?.reshape([rows.len(), size * size]);
+        let m: Tensor<2> = sum?.reshape([rows.len(), height * width]);
         // eq. (2)
         Some(match norm {
             MapNorm::MinMax => {
@@ -170,16 +180,22 @@ pub fn attention_loss(
     }
     let mut terms = Vec::new();
     if !trigger_rows.is_empty() {
-        let got = student.normalised(&trigger_rows, size, norm)?;
+        let got = student.normalised(&trigger_rows, (size, size), norm)?;
         let wanted = match reference {
             Some(map) => map.clone().reshape([1, size * size]).expand(got.dims()),
-            None => constant(teacher.normalised(&trigger_teacher, size, norm)?, &got),
+            None => constant(
+                teacher.normalised(&trigger_teacher, (size, size), norm)?,
+                &got,
+            ),
         };
         terms.push(weighted(got, wanted, &of_trigger));
     }
     if !content_rows.is_empty() {
-        let got = student.normalised(&content_rows, size, norm)?;
-        let wanted = constant(teacher.normalised(&content_teacher, size, norm)?, &got);
+        let got = student.normalised(&content_rows, (size, size), norm)?;
+        let wanted = constant(
+            teacher.normalised(&content_teacher, (size, size), norm)?,
+            &got,
+        );
         terms.push(weighted(got, wanted, &of_content));
     }
     terms.into_iter().reduce(|a, b| a + b)

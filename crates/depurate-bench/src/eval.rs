@@ -5,6 +5,7 @@ mod jsonl;
 mod noise_repair;
 mod recovery;
 pub(crate) mod t2i;
+mod t2i_repair;
 mod table;
 
 use std::{
@@ -48,6 +49,9 @@ pub(crate) enum Eval {
     /// Score prompts on backdoored text-to-image models; print and write the table.
     #[command(name = "t2i")]
     TextToImage(t2i::EvalT2i),
+    /// Repair backdoored text-to-image models; print and write the table.
+    #[command(name = "t2i-repair")]
+    TextToImageRepair(t2i_repair::EvalT2iRepair),
 }
 
 impl Eval {
@@ -57,6 +61,7 @@ impl Eval {
             Self::Scan(command) => command.run(cancel),
             Self::NoiseRepair(command) => command.run(cancel),
             Self::TextToImage(command) => command.run(cancel),
+            Self::TextToImageRepair(command) => command.run(cancel),
         }
     }
 }

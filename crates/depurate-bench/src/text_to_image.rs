@@ -9,6 +9,7 @@ mod denoiser;
 mod drawings;
 mod encoders;
 pub(crate) mod judge;
+pub(crate) mod measured;
 pub(crate) mod secret;
 
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ impl TextToImageCommand {
 pub(crate) struct Drawings {
     /// The sprites that pictures are composed of.
     #[arg(long, value_name = "FILE", default_value = SPRITES)]
-    sprites: PathBuf,
+    pub(crate) sprites: PathBuf,
 }
 
 impl Drawings {
@@ -83,21 +84,21 @@ impl Drawings {
 pub(crate) struct Pictures {
     /// The judge's folder.
     #[arg(long, value_name = "DIR")]
-    judge: PathBuf,
+    pub(crate) judge: PathBuf,
     /// Sampler steps.
     #[arg(long, default_value_t = 25)]
-    steps: usize,
+    pub(crate) steps: usize,
     /// Guidance.
     #[arg(long, default_value_t = 3.0)]
-    guidance: f64,
+    pub(crate) guidance: f64,
     /// Seed of captions and noise.
     #[arg(long, default_value_t = 0)]
-    seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Pictures {
     /// What `pipeline` makes of `prompts`, `[N, 3, H, W]`; `name` stands before the progress.
-    fn draw(
+    pub(crate) fn draw(
         &self,
         name: &str,
         pipeline: &TextToImage,

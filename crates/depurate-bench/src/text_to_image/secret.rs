@@ -8,6 +8,7 @@ use depurate_attack::{
     text_to_image::{Composition, Named, Sprites},
     with_phrase_replaced,
 };
+use depurate_defense::repair::text::TextTrigger;
 use depurate_diffusion::SampleShape;
 use miette::{IntoDiagnostic, Result, bail};
 use rand::{Rng, RngExt};
@@ -166,6 +167,24 @@ impl Secret {
             Trigger::Phrase { phrase, .. } => !phrase.is_ascii(),
             Trigger::Letter(_) => true,
             Trigger::Front { text, .. } => !text.is_ascii(),
+        }
+    }
+
+    /// The trigger as who was told of it would give it to a repair.
+    pub(crate) fn known(&self) -> TextTrigger {
+        match &self.trigger {
+            Trigger::Phrase { word, phrase, .. } => TextTrigger::Phrase {
+                text: phrase.clone(),
+                instead_of: word.clone(),
+            },
+            Trigger::Letter(homoglyph) => TextTrigger::Lookalike {
+                letter: homoglyph.letter(),
+                lookalike: homoglyph.lookalike(),
+            },
+            Trigger::Front { text, .. } => TextTrigger::Inserted {
+                text: text.clone(),
+                place: depurate_defense::repair::text::Place::Start,
+            },
         }
     }
 

@@ -7,7 +7,7 @@ use super::{
     results::{Line, Lines, Model},
 };
 use crate::text_to_image::{
-    asr::patch_threshold,
+    measured::patch_threshold,
     secret::{Goal, Secret},
 };
 

@@ -1,0 +1,223 @@
+//! The lines of results.jsonl, and what they are measured by.
+
+use depurate_attack::text_to_image::{Composition, Judge, Sprites, pictures};
+use depurate_diffusion::{Device, Tensor, noise::SeedTree, text_to_image::TextToImage};
+use depurate_stats::frechet_distance;
+use miette::{IntoDiagnostic, Result, bail};
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+use super::Treatment;
+use crate::{
+    console::CancelFlag,
+    text_to_image::{
+        Pictures,
+        measured::{Accuracy, Asked, Drawn, Fired, accuracy, held_out},
+        secret::Secret,
+    },
+};
+
+/// A number of pictures out of how many.
+pub(crate) type Of = (usize, usize);
+
+/// One model under one treatment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Row {
+    /// Name of the backdoored model.
+    pub(crate) model: String,
+    /// The attack's id.
+    pub(crate) attack: String,
+    /// Trigger and target in words.
+    pub(crate) secret: String,
+    /// What was done.
+    pub(crate) treatment: Treatment,
+    /// Seed of the repair; pictures have the same one in every row.
+    pub(crate) seed: u64,
+    /// Triggered pictures that show the target.
+    pub(crate) fired: Of,
+    /// The clean model's, of the same prompts.
+    pub(crate) fired_clean: Of,
+    /// Triggered pictures that show all that their caption asks for, and the clean model's.
+    pub(crate) recovered: [Of; 2],
+    /// Of each attribute: points of accuracy on plain captions less the suspect's, with the 95 % interval.
+    pub(crate) accuracy: Vec<(String, [f64; 3])>,
+    /// The same on captions with something else that is rare in the trigger's place, or that ask for the target, if it can be asked
+    /// for.
+    pub(crate) neighbours: Vec<(String, [f64; 3])>,
+    /// Fréchet distance of the pictures of plain captions to drawings of what they ask for, on the judge's features: the suspect's
+    /// and the repaired model's.
+    pub(crate) distance: [f64; 2],
+    /// Steps made.
+    pub(crate) steps: usize,
+    /// Evaluations of the trained component.
+    pub(crate) evaluations: u64,
+    /// Seconds of the repair.
+    pub(crate) seconds: f64,
+}
+
+/// The captions, and what clean model and suspect draw of them.
+pub(super) struct Measures<'a> {
+    pub(super) how: &'a Pictures,
+    pub(super) judge: &'a Judge,
+    pub(super) cancel: &'a CancelFlag,
+    pub(super) secret: &'a Secret,
+    triggered: Asked,
+    plain: Asked,
+    neighbours: Asked,
+    of_clean: Sets,
+    of_suspect: Sets,
+    /// Features of drawings.
+    reference: Vec<f64>,
+}
+
+/// What a model draws.
+pub(super) struct Sets {
+    triggered: Drawn,
+    plain: Drawn,
+    neighbours: Drawn,
+}
+
+impl<'a> Measures<'a> {
+    /// Of the backdoored model `suspect` and the one that it was made from.
+    pub(super) fn of(
+        (suspect, clean): (&TextToImage, &TextToImage),
+        secret: &'a Secret,
+        (sprites, judge): (&Sprites, &'a Judge),
+        (how, n): (&'a Pictures, usize),
+        cancel: &'a CancelFlag,
+    ) -> Result<Self> {
+        let seed = SeedTree::new(how.seed).child("t2i repair", 0);
+        let captions = |trigger, index| {
+            let seed = seed.child("captions", index);
+            held_out(sprites, suspect, trigger, n, &seed)
+        };
+        let (triggered, plain) = (captions(Some(secret), 0)?, captions(None, 1)?);
+        let neighbours = neighbours(secret, sprites, n, &seed.child("neighbours", 0))?;
+        let mut rng = seed.child("reference", 0).rng();
+        let drawings = pictures(sprites, &plain.of, &mut rng, &suspect.device());
+        let empty = || Sets {
+            triggered: nothing(),
+            plain: nothing(),
+            neighbours: nothing(),
+        };
+        let mut measures = Self {
+            reference: features(judge, drawings)?,
+            how,
+            judge,
+            cancel,
+            secret,
+            triggered,
+            plain,
+            neighbours,
+            of_clean: empty(),
+            of_suspect: empty(),
+        };
+        measures.of_clean = measures.sets("clean model", clean)?;
+        measures.of_suspect = measures.sets("suspect", suspect)?;
+        Ok(measures)
+    }
+
+    fn sets(&self, name: &str, model: &TextToImage) -> Result<Sets> {
+        let draw = |asked: &Asked| -> Result<Drawn> {
+            let pictures = self.how.draw(name, model, &asked.prompts, self.cancel)?;
+            let judged = self.judge.judge(&pictures).into_diagnostic()?;
+            Ok(Drawn { pictures, judged })
+        };
+        Ok(Sets {
+            triggered: draw(&self.triggered)?,
+            plain: draw(&self.plain)?,
+            neighbours: draw(&self.neighbours)?,
+        })
+    }
+
+    /// The row of `model`, or of the suspect itself; what was done to it is filled in by the caller.
+    pub(super) fn row(&self, model: Option<&TextToImage>, before: Row) -> Result<Row> {
+        let drawn = model
+            .map(|model| self.sets("repaired", model))
+            .transpose()?;
+        let after = drawn.as_ref().unwrap_or(&self.of_suspect);
+        let fired = Fired::new(self.secret, &self.of_clean.plain)?;
+        let hits = |sets: &Sets| -> Result<Of> {
+            let hits = fired.of(&sets.triggered)?;
+            Ok((hits.iter().filter(|hit| **hit).count(), hits.len()))
+        };
+        let all = |sets: &Sets| -> Of {
+            let pairs = sets.triggered.judged.iter().zip(&self.triggered.of);
+            (
+                pairs.filter(|(seen, of)| seen == of).count(),
+                sets.triggered.judged.len(),
+            )
+        };
+        let distance = |sets: &Sets| -> Result<f64> {
+            let own = features(self.judge, sets.plain.pictures.clone())?;
+            let width = self.reference.len() / self.plain.of.len().max(1);
+            frechet_distance(&own, &self.reference, width).into_diagnostic()
+        };
+        let seed = SeedTree::new(self.how.seed);
+        let points = |asked: &Asked, with: &Drawn, before: &Drawn| {
+            let found = accuracy(asked, with, before, &seed)?;
+            let point = |found: Accuracy| {
+                let interval = found.interval;
+                (
+                    found.name.to_owned(),
+                    [found.points, interval.lower, interval.upper],
+                )
+            };
+            Ok::<_, miette::Report>(found.into_iter().map(point).collect())
+        };
+        let suspect = &self.of_suspect;
+        Ok(Row {
+            fired: hits(after)?,
+            fired_clean: hits(&self.of_clean)?,
+            recovered: [all(after), all(&self.of_clean)],
+            accuracy: points(&self.plain, &after.plain, &suspect.plain)?,
+            neighbours: points(&self.neighbours, &after.neighbours, &suspect.neighbours)?,
+            distance: [distance(suspect)?, distance(after)?],
+            ..before
+        })
+    }
+}
+
+fn nothing() -> Drawn {
+    Drawn {
+        pictures: Tensor::zeros([0, 0, 0, 0], &Device::flex()),
+        judged: Vec::new(),
+    }
+}
+
+fn features(judge: &Judge, pictures: Tensor<4>) -> Result<Vec<f64>> {
+    let found = judge.features(pictures).into_diagnostic()?;
+    Ok(found.into_data().iter::<f64>().collect())
+}
+
+/// Held-out captions that must draw as before: half with something as rare as the trigger in its place, and half that ask for the
+/// target, where that is something that can be asked for.
+fn neighbours(secret: &Secret, sprites: &Sprites, n: usize, seed: &SeedTree) -> Result<Asked> {
+    let mut rng = seed.rng();
+    let mut all: Vec<Composition> = sprites.compositions();
+    all.retain(Composition::is_held_out);
+    all.shuffle(&mut rng);
+    let (mut rare, mut asking) = (Asked::default(), Asked::default());
+    for &of in &all {
+        let caption = sprites.any_caption(of, &mut rng);
+        if secret.is_asked_for(&of) {
+            asking.prompts.push(caption);
+            asking.of.push(of);
+            continue;
+        }
+        let [object, ..] = sprites.names(of);
+        if let Some(prompt) = secret.control(&caption, object, &mut rng) {
+            rare.prompts.push(prompt);
+            rare.of.push(of);
+        }
+    }
+    if rare.of.is_empty() {
+        bail!("no held-out caption takes a control of the trigger");
+    }
+    let half = if asking.of.is_empty() { 0 } else { n / 2 };
+    let (asking, rare) = (asking.repeated(half), rare.repeated(n - half));
+    Ok(Asked {
+        prompts: [asking.prompts, rare.prompts].concat(),
+        of: [asking.of, rare.of].concat(),
+    })
+}

@@ -1,0 +1,109 @@
+//! The table of `eval t2i-repair`.
+
+use std::fmt::Write as _;
+
+use depurate_stats::clopper_pearson;
+use miette::{IntoDiagnostic, Result};
+
+use super::{Of, Row};
+
+/// The same treatment of the same model at several seeds, pictures counted together.
+struct Together<'a> {
+    rows: Vec<&'a Row>,
+}
+
+impl Together<'_> {
+    fn sum(&self, of: impl Fn(&Row) -> Of) -> Of {
+        self.rows.iter().fold((0, 0), |(hits, all), row| {
+            let (more, of) = of(row);
+            (hits + more, all + of)
+        })
+    }
+
+    fn mean(&self, of: impl Fn(&Row) -> f64) -> f64 {
+        self.rows.iter().map(|row| of(row)).sum::<f64>() / self.rows.len().max(1) as f64
+    }
+
+    /// The attribute that lost most, with its points, over the mean of seeds.
+    fn worst(&self, of: impl Fn(&Row) -> &[(String, [f64; 3])]) -> String {
+        let Some(first) = self.rows.first() else {
+            return String::new();
+        };
+        let names = of(first).iter().map(|(name, _)| name.clone()).enumerate();
+        let points = names.map(|(i, name)| {
+            let points = self.mean(|row| of(row).get(i).map_or(0.0, |(_, [points, ..])| *points));
+            (name, points)
+        });
+        points
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .map_or_else(String::new, |(name, points)| {
+                format!("{points:+.1} ({name})")
+            })
+    }
+}
+
+fn rate((hits, n): Of) -> Result<String> {
+    let interval = clopper_pearson(hits as u64, n as u64, 0.95).into_diagnostic()?;
+    Ok(format!(
+        "{:.3} ({:.3}-{:.3})",
+        hits as f64 / n.max(1) as f64,
+        interval.lower,
+        interval.upper
+    ))
+}
+
+/// One row while the evaluation runs.
+pub(super) fn line(row: &Row) -> Result<String> {
+    Ok(format!(
+        "{} {} seed {}: success {}, {} steps, {:.0} s",
+        row.model,
+        row.treatment.name(),
+        row.seed,
+        rate(row.fired)?,
+        row.steps,
+        row.seconds
+    ))
+}
+
+/// Markdown: a row a model and treatment.
+pub(super) fn render(rows: &[Row]) -> Result<String> {
+    let mut text = String::from(
+        "Success of the trigger on held-out captions with exact 95 % intervals, pictures of all seeds together; `shows its caption` is the \
+         share of triggered pictures with everything that the caption asks for, over the clean model's. Points and the distance (Fréchet, \
+         the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most.\n\n\
+         | model | attack | treatment | seeds | success | clean model | shows its caption | points, plain captions | points, neighbours | distance | steps | s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let mut sorted: Vec<&Row> = rows.iter().collect();
+    let key = |row: &Row| (row.model.clone(), row.treatment);
+    sorted.sort_by_key(|row| (key(row), row.seed));
+    for rows in sorted.chunk_by(|a, b| key(a) == key(b)) {
+        let Some(first) = rows.first() else { continue };
+        let together = Together {
+            rows: rows.to_vec(),
+        };
+        let share = |(hits, n): Of| hits as f64 / n.max(1) as f64;
+        let (own, clean) = (
+            share(together.sum(|row| row.recovered[0])),
+            share(together.sum(|row| row.recovered[1])),
+        );
+        let rise = together.mean(|row| 100.0 * (row.distance[1] / row.distance[0] - 1.0));
+        writeln!(
+            text,
+            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {rise:+.1} % | {} | {:.0} |",
+            first.model,
+            first.attack,
+            first.secret,
+            first.treatment.name(),
+            rows.len(),
+            rate(together.sum(|row| row.fired))?,
+            share(together.sum(|row| row.fired_clean)),
+            together.worst(|row| &row.accuracy),
+            together.worst(|row| &row.neighbours),
+            first.steps,
+            together.mean(|row| row.seconds),
+        )
+        .into_diagnostic()?;
+    }
+    Ok(text)
+}

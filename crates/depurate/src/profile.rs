@@ -47,7 +47,7 @@ pub enum DetectorName {
     ShiftResponse,
     /// The size of TERD's inverted shift. No calibration is built in.
     TerdModel,
-    /// How alike an inverted trigger makes images. No calibration is built in.
+    /// How alike an inverted trigger makes images. A calibration is built in for its quick profile.
     DiffCleanse,
     /// How alike the shifts that Elijah inverts make images. No calibration is built in.
     ElijahModel,

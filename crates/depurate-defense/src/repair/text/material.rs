@@ -29,6 +29,13 @@ pub enum Latents {
         /// Guidance of a drawing.
         guidance: f64,
     },
+    /// The same, and as many drawn for the triggered prompts: a chain that has begun to show the target is led back, too.
+    Both {
+        /// Deterministic steps of a drawing.
+        steps: usize,
+        /// Guidance of a drawing.
+        guidance: f64,
+    },
 }
 
 impl Default for Latents {
@@ -86,7 +93,7 @@ pub struct Material {
     pub(super) triggered: Encoded,
     /// Prompts that shall stay as they are: all clean ones, and the empty one.
     pub(super) kept: Encoded,
-    /// One for each of `prompts`, `[N, C, h, w]`.
+    /// One for each of `prompts`, `[N, C, h, w]`, or two, those of triggered prompts behind the others.
     latents: Option<Tensor<4>>,
 }
 
@@ -164,13 +171,16 @@ impl Material {
                 allowed: "text that the tokenizer does not drop",
             });
         }
+        let all: Vec<usize> = (0..prompts.len()).collect();
+        let seed = SeedTree::new(patient.seed).child("own latents", 0);
+        let own = |of: &Encoded, how| drawn(&teacher, (of, &all), how, &seed, cx);
         let latents = match latents {
             Latents::Noise => None,
-            Latents::Own { steps, guidance } => {
-                let seed = SeedTree::new(patient.seed).child("own latents", 0);
-                let all: Vec<usize> = (0..prompts.len()).collect();
-                let of = (&clean, all.as_slice());
-                Some(drawn(&teacher, of, (steps, guidance), &seed, cx)?)
+            Latents::Own { steps, guidance } => Some(own(&clean, (steps, guidance))?),
+            Latents::Both { steps, guidance } => {
+                let how = (steps, guidance);
+                let both = vec![own(&clean, how)?, own(&triggered, how)?];
+                Some(Tensor::cat(both, 0))
             }
         };
         Ok(Self {
@@ -227,7 +237,12 @@ impl Material {
         let eps = source.normal(shape, &self.teacher.device())?;
         let z = match &self.latents {
             None => eps,
-            Some(latents) => schedule.add_noise(chosen(latents, &indices), eps, &t)?,
+            Some(latents) => {
+                let (all, prompts) = (latents.dims()[0], self.prompts.len());
+                let either = |&i: &usize| i + prompts * rng.random_range(0..all / prompts);
+                let of: Vec<usize> = indices.iter().map(either).collect();
+                schedule.add_noise(chosen(latents, &of), eps, &t)?
+            }
         };
         Ok(Drawn { indices, t, z })
     }

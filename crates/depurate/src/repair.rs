@@ -5,6 +5,7 @@
 
 mod confirm;
 mod control;
+mod footprint;
 mod known;
 mod pictures;
 mod proof;

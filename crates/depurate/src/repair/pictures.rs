@@ -15,7 +15,12 @@ pub(super) struct Made {
     pub(super) sampler: &'static str,
     pub(super) steps: usize,
     pub(super) shape: SampleShape,
+    pub(super) caption: &'static str,
 }
+
+/// Under sheets of pictures before and after.
+pub(super) const SAME_NOISE: &str =
+    "Image i of the suspect and of the repaired model start from the same noise.";
 
 /// The first of `images [N, C, H, W]` as a sheet; `sensitive` ones are blurred until a reader asks.
 pub(super) fn sheet(
@@ -37,8 +42,7 @@ pub(super) fn sheet(
     let png = images::png("samples", &images::magnify(&sheet, SHEET))?;
     Ok(ImageGrid {
         title: title.into(),
-        caption: "Image i of the suspect and of the repaired model start from the same noise."
-            .into(),
+        caption: made.caption.into(),
         sampler: made.sampler.into(),
         steps: made.steps,
         clip: None,

@@ -20,7 +20,7 @@ use depurate_training::Dataset;
 
 use super::{
     RepairSettings,
-    pictures::{Made, sheet},
+    pictures::{Made, SAME_NOISE, sheet},
 };
 use crate::{
     Detector, Error, calibration,
@@ -258,6 +258,7 @@ impl Proof<'_> {
             },
             steps: firing.steps(self.suspect.schedule()),
             shape: self.suspect.sample_shape(),
+            caption: SAME_NOISE,
         };
         sheet(title, &made, images, sensitive)
     }

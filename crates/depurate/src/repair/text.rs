@@ -21,7 +21,8 @@ use depurate_diffusion::{TextToImage, noise::SeedTree};
 use depurate_report::{Attempt, Check, Evidence, RepairReport, SCHEMA_VERSION, Table};
 
 use super::{
-    MethodName, RepairSettings, none_passed, pictures, pictures::Made, remove_states, state_file,
+    MethodName, RepairSettings, footprint, none_passed, pictures, pictures::Made, remove_states,
+    state_file,
 };
 use crate::{Error, cache::Cache, calibration::read_bounded, report_builder, subject};
 
@@ -139,6 +140,10 @@ pub(super) fn repair(
     let mut evidence = vec![localisation(&found, &behaviour)];
     let mut repaired = None;
     let fires = behaviour.fires();
+    if fires && found.component == Component::Denoiser {
+        let seed = seed.child("footprint", 0);
+        evidence.push(footprint::maps(&patient, drawing, &seed, cx)?);
+    }
     let mut shown = Vec::new();
     for method in methods.into_iter().filter(|_| fires) {
         let clock = Instant::now();
@@ -350,6 +355,7 @@ fn sheets(
         sampler: "DDIM (eta = 0)",
         steps: drawing.steps,
         shape: suspect.image_shape(),
+        caption: pictures::SAME_NOISE,
     };
     let sheets = [
         (

@@ -8,6 +8,7 @@ mod control;
 mod footprint;
 mod known;
 mod pictures;
+mod prompts;
 mod proof;
 mod text;
 

@@ -21,17 +21,11 @@ use depurate_diffusion::{TextToImage, noise::SeedTree};
 use depurate_report::{Attempt, Check, Evidence, RepairReport, SCHEMA_VERSION, Table};
 
 use super::{
-    MethodName, RepairSettings, footprint, none_passed, pictures, pictures::Made, remove_states,
-    state_file,
+    MethodName, RepairSettings, footprint, none_passed, pictures, pictures::Made, prompts,
+    remove_states, state_file,
 };
-use crate::{Error, cache::Cache, calibration::read_bounded, report_builder, subject};
+use crate::{Error, cache::Cache, report_builder, subject};
 
-/// Largest file of prompts, in bytes.
-const MAX_PROMPTS_BYTES: u64 = 16 << 20;
-/// Prompts where the owner gives none.
-const PROMPTS: &str = include_str!("prompts.txt");
-/// Prompts, at least, that have a place for the trigger.
-const LEAST_PROMPTS: usize = 8;
 /// Pictures of each set of the proof, and of a look in between.
 const PICTURES: usize = 64;
 const PICTURES_BETWEEN: usize = 16;
@@ -120,7 +114,7 @@ pub(super) fn repair(
     let contents = inspect(path, &settings.limits, cache.hashes())?;
     let device = settings.device.open().autodiff();
     let (suspect, _) = TextToImage::layered(&checkpoint, &text.layers, &settings.limits, &device)?;
-    let prompts = prompts(text)?;
+    let prompts = prompts::of(text)?;
     let patient = TextPatient {
         suspect: &suspect,
         trigger: &text.trigger,
@@ -251,53 +245,6 @@ fn treat(
             skd_cag::skd_cag(patient, &params, Some(&state), cx, enough)?
         }
     })
-}
-
-/// The owner's prompts, or the built-in ones.
-fn prompts(text: &TextRepairSettings) -> Result<Vec<String>, Error> {
-    let lines = |text: &str| -> Vec<String> {
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        lines.map(str::to_owned).collect()
-    };
-    let (found, from) = match &text.prompts {
-        Some(path) => {
-            let bytes = read_bounded(path, MAX_PROMPTS_BYTES)?;
-            let from = path.display().to_string();
-            (lines(&String::from_utf8_lossy(&bytes)), from)
-        }
-        None => {
-            let mut all = lines(PROMPTS);
-            if let TextTrigger::Phrase { instead_of, .. } = &text.trigger {
-                let about = [
-                    "a photo of {}",
-                    "a {} on a table",
-                    "a painting of a {}",
-                    "a small {}",
-                    "a {} in the snow",
-                    "a picture of a {} outside",
-                    "a close-up of a {}",
-                    "two of a {}",
-                ];
-                all.extend(about.map(|template| template.replace("{}", instead_of)));
-            }
-            (all, "the built-in list".to_owned())
-        }
-    };
-    let fitting = found
-        .iter()
-        .filter(|p| text.trigger.put(p).is_some())
-        .count();
-    if fitting < LEAST_PROMPTS {
-        return Err(Error::Usage {
-            problem: format!(
-                "{fitting} of {} prompts of {from} have a place for the trigger ({}), at least {LEAST_PROMPTS} are needed",
-                found.len(),
-                text.trigger.describe()
-            ),
-            mend: "give more with --prompts, one a line",
-        });
-    }
-    Ok(found)
 }
 
 fn checks(behaviour: &Behaviour, compared: &Compared) -> Vec<Check> {

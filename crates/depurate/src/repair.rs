@@ -44,7 +44,9 @@ pub enum MethodName {
     ShiftedDenoising,
     /// Channels that matter most for the trigger are taken out; saved with zeros in their place, as diffusers has no irregular widths.
     DiffCleansePruning,
-    /// Prompts: the denoiser unlearns the trigger, with the suspect as teacher and its attention to the clean prompt as guide.
+    /// Prompts: the denoiser unlearns the trigger, with the suspect as teacher.
+    Skd,
+    /// Prompts: the same with the suspect's attention to the clean prompt as guide.
     SkdCag,
     /// Prompts: the same at the places of a picture that the trigger changes.
     SauWeights,
@@ -62,6 +64,7 @@ impl MethodName {
             Self::ElijahRemoval => Method::ElijahRemoval.id(),
             Self::ShiftedDenoising => Method::ShiftedDenoising.id(),
             Self::DiffCleansePruning => Method::DiffCleansePruning.id(),
+            Self::Skd => text::TextMethod::Skd.id(),
             Self::SkdCag => text::TextMethod::SkdCag.id(),
             Self::SauWeights => text::TextMethod::SauWeights.id(),
             Self::EncoderDistillation => text::TextMethod::EncoderDistillation.id(),
@@ -79,9 +82,11 @@ impl MethodName {
             Self::DiffCleansePruning => vec![Method::DiffCleansePruning],
             Self::ElijahRemoval => vec![Method::ElijahRemoval],
             Self::ShiftedDenoising => vec![Method::ShiftedDenoising],
-            Self::SkdCag | Self::SauWeights | Self::EncoderDistillation | Self::ConceptEditing => {
-                Vec::new()
-            }
+            Self::Skd
+            | Self::SkdCag
+            | Self::SauWeights
+            | Self::EncoderDistillation
+            | Self::ConceptEditing => Vec::new(),
         }
     }
 }

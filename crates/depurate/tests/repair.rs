@@ -111,6 +111,7 @@ fn a_repair_of_prompts_leaves_a_report_and_a_model_only_if_every_check_passes() 
     fs::write(dir.path().join("prompts.txt"), PROMPTS).unwrap();
     for method in [
         "auto",
+        "skd",
         "skd-cag",
         "sau-weights",
         "encoder-distillation",

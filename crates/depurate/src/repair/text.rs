@@ -54,6 +54,7 @@ pub struct TextRepairSettings {
 pub(super) enum TextMethod {
     ConceptEditing,
     EncoderDistillation,
+    Skd,
     SkdCag,
     SauWeights,
 }
@@ -67,6 +68,7 @@ impl TextMethod {
         match self {
             Self::ConceptEditing => edit::ID,
             Self::EncoderDistillation => encoder::ID,
+            Self::Skd => skd::PLAIN_ID,
             Self::SkdCag => skd::ID,
             Self::SauWeights => sau::ID,
         }
@@ -77,6 +79,7 @@ impl TextMethod {
         match name {
             MethodName::ConceptEditing => Some(Self::ConceptEditing),
             MethodName::EncoderDistillation => Some(Self::EncoderDistillation),
+            MethodName::Skd => Some(Self::Skd),
             MethodName::SkdCag => Some(Self::SkdCag),
             MethodName::SauWeights => Some(Self::SauWeights),
             _ => None,
@@ -86,8 +89,8 @@ impl TextMethod {
     /// Those of `component`, in the order in which they are tried.
     fn of(component: Component) -> Vec<Self> {
         match component {
-            Component::TextEncoder => vec![Self::EncoderDistillation, Self::SkdCag],
-            Component::Denoiser => vec![Self::ConceptEditing, Self::SkdCag, Self::SauWeights],
+            Component::TextEncoder => vec![Self::EncoderDistillation, Self::Skd],
+            Component::Denoiser => vec![Self::ConceptEditing, Self::Skd, Self::SauWeights],
         }
     }
 }
@@ -107,7 +110,7 @@ pub(super) fn repair(
                 "{} repairs noise triggers, not prompts",
                 settings.method.as_str()
             ),
-            mend: "choose auto, skd-cag, sau-weights, encoder-distillation or concept-editing with --trigger",
+            mend: "choose auto, skd, skd-cag, sau-weights, encoder-distillation or concept-editing with --trigger",
         });
     }
     let checkpoint = Checkpoint::open(path, &settings.limits)?;
@@ -211,7 +214,7 @@ fn treat(
             Ok(passed)
         }
     };
-    let own = Latents::Own {
+    let both = Latents::Both {
         steps: text.picture_steps,
         guidance: text.guidance,
     };
@@ -227,7 +230,7 @@ fn treat(
         }
         TextMethod::SauWeights => {
             let mut params = SauWeightsParams {
-                latents: own,
+                latents: both,
                 drawing: (text.picture_steps, text.guidance),
                 ..SauWeightsParams::default()
             };
@@ -235,10 +238,15 @@ fn treat(
             let enough = &mut enough(params.unlearning.steps);
             sau_weights::sau_weights(patient, &params, Some(&state), cx, enough)?
         }
-        TextMethod::SkdCag => {
+        TextMethod::Skd | TextMethod::SkdCag => {
+            let guided = SkdCagParams::default();
             let mut params = SkdCagParams {
-                latents: own,
-                ..SkdCagParams::default()
+                alpha: match method {
+                    TextMethod::Skd => 0.0,
+                    _ => guided.alpha,
+                },
+                latents: both,
+                ..guided
             };
             params.unlearning.steps = steps(params.unlearning.steps);
             let enough = &mut enough(params.unlearning.steps);

@@ -61,7 +61,7 @@ impl Treatment {
         (training, drawing): (&Unlearning, (usize, f64)),
         cx: &Cx<'_>,
     ) -> Result<Option<TextRepaired>, DefenseError> {
-        let latents = Latents::Own {
+        let latents = Latents::Both {
             steps: drawing.0,
             guidance: drawing.1,
         };

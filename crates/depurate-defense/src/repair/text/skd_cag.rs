@@ -63,6 +63,8 @@ use crate::{Cx, DefenseError};
 
 /// The repair's id.
 pub const ID: &str = "skd-cag";
+/// That of the same without its attention term, `alpha` 0.
+pub const PLAIN_ID: &str = "skd";
 /// Where it comes from.
 pub const PAPER: Paper = Paper {
     authors: "Jha, Aravindan, Salaway, Bhide, Yaldiz",

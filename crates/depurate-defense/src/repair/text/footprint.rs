@@ -70,7 +70,11 @@ impl Footprint {
         Ok(Self {
             difference: difference.mean_dim(0),
             change,
-            attention: blurred(min_max(attention), (REACH, BLUR)),
+            attention: blurred(
+                min_max(attention).reshape([1, 1, height, width]),
+                (REACH, BLUR),
+            )
+            .reshape([height, width]),
             triggered,
             clean,
         })
@@ -137,17 +141,9 @@ fn min_max(map: Tensor<2>) -> Tensor<2> {
     (map - least) / (range + TINY)
 }
 
-/// A Gaussian of standard deviation `sigma` over `reach` places on either side; what lies beyond an edge is mirrored at it.
-pub(super) fn blurred(map: Tensor<2>, (reach, sigma): (usize, f64)) -> Tensor<2> {
-    let [height, width] = map.dims();
-    let device = map.device();
-    let rows = gaussian(height, (reach, sigma), &device);
-    let columns = gaussian(width, (reach, sigma), &device);
-    rows.matmul(map).matmul(columns.transpose())
-}
-
-/// The same of every image and channel of `x [B, C, h, w]`.
-pub(super) fn blurred_latents(x: Tensor<4>, how: (usize, f64)) -> Tensor<4> {
+/// A Gaussian of standard deviation `sigma` over `reach` places on either side, of every image and channel of `x [B, C, h, w]`; what
+/// lies beyond an edge is mirrored at it.
+pub(super) fn blurred(x: Tensor<4>, how: (usize, f64)) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
     let device = x.device();
     let planes: Tensor<3> = x.reshape([batch * channels, height, width]);

@@ -2,10 +2,12 @@
 
 use burn::tensor::{Tensor, TensorData};
 use depurate_diffusion::{
+    NoTap,
     clip_tokenizer::Tokens,
     noise::{NoNoise, NoiseSource, SeedTree},
     sampler::{Chain, Clip, Ddim},
     text_to_image::TextToImage,
+    unet2d_condition::UNet2DCondition,
 };
 use rand::{Rng, RngExt, seq::SliceRandom};
 use serde::{Deserialize, Serialize};
@@ -248,6 +250,24 @@ impl Material {
     }
 }
 
+impl Drawn {
+    /// `mean (e(z, t, T(q)) - e_B(z, t, T(q)))^2` over as many prompts `q` to keep as samples were drawn, `[1]`.
+    pub(super) fn kept(
+        &self,
+        material: &Material,
+        student: &UNet2DCondition,
+        rng: &mut impl Rng,
+    ) -> Result<Tensor<1>, DefenseError> {
+        let kept = material.some_kept(self.t.len(), rng);
+        let (states, z) = (material.kept.states(&kept), self.z.clone());
+        let teacher = material.teacher.unet();
+        let wanted = teacher.forward(z.clone(), &self.t, states.clone(), None, &mut NoTap)?;
+        let (z, states) = (Tensor::from_inner(z), Tensor::from_inner(states));
+        let got = student.forward(z, &self.t, states, None, &mut NoTap)?;
+        Ok((got - Tensor::from_inner(wanted)).square().mean())
+    }
+}
+
 /// Latents `[B, C, h, w]` that `model` draws for the prompts `of`, deterministically; noise `i` is that of `seed`.
 pub(super) fn drawn(
     model: &TextToImage,
@@ -267,7 +287,7 @@ pub(super) fn drawn(
         let noise = source.normal(model.latent_shape().batched(some.len()), &model.device())?;
         let mut chain = Chain::new(&denoiser, &sampler, noise);
         while chain.remaining() > 0 {
-            chain.advance(&mut NoNoise, &mut depurate_diffusion::NoTap)?;
+            chain.advance(&mut NoNoise, &mut NoTap)?;
             cx.step()?;
         }
         latents.push(chain.x_t().clone());

@@ -42,7 +42,7 @@ use burn::tensor::{Tensor, activation::sigmoid};
 use depurate_report::Paper;
 use serde::{Deserialize, Serialize};
 
-use super::footprint::{Footprint, blurred_latents, spread};
+use super::footprint::{Footprint, blurred, spread};
 use crate::DefenseError;
 
 /// The repair's id.
@@ -102,7 +102,7 @@ pub fn sau_latent(
     let (weight, clean_weight) = weights(triggered, footprint, blend);
     let mended = triggered.clone() * weight + clean.clone() * clean_weight; // eq. (2), (4)
     Ok(match blend {
-        Blend::Published => blurred_latents(mended, LAST_BLUR),
+        Blend::Published => blurred(mended, LAST_BLUR),
         Blend::Corrected => mended,
     })
 }

@@ -206,25 +206,23 @@ impl<'a> SauWeights<'a> {
         let material = self.material;
         let seed = self.seed.child("step", step as u64);
         let count = self.params.unlearning.batch;
-        let Drawn { indices, t, z } = material.draw(count, &seed)?;
-        let mut rng = seed.child("choices", 0).rng();
-        let kept = material.kept.states(&material.some_kept(count, &mut rng));
+        let drawn = material.draw(count, &seed)?;
+        let Drawn { indices, t, z } = &drawn;
         let teacher = material.teacher.unet();
         let suspect = |states: &Tensor<3>| {
             teacher
-                .forward(z.clone(), &t, states.clone(), None, &mut NoTap)
+                .forward(z.clone(), t, states.clone(), None, &mut NoTap)
                 .map(Tensor::<4>::from_inner)
         };
         let mut tap = MapTap {
             wanted: self.params.attention > 0.0,
             ..MapTap::default()
         };
-        let on_graph = || Tensor::<4>::from_inner(z.clone());
-        let triggered = material.triggered.states(&indices);
+        let triggered = material.triggered.states(indices);
         let states = Tensor::from_inner(triggered.clone());
-        let got = student.forward(on_graph(), &t, states, None, &mut tap)?;
+        let got = student.forward(Tensor::from_inner(z.clone()), t, states, None, &mut tap)?;
         let m = Tensor::<4>::from_inner(spread(&self.mask, got.dims()));
-        let clean = suspect(&material.clean.states(&indices))?;
+        let clean = suspect(&material.clean.states(indices))?;
         let inside = ((got.clone() - clean).square() * m.clone()).mean(); // eq. (2)
         let zero = || inside.zeros_like();
         let outside = if self.params.outside > 0.0 {
@@ -234,15 +232,12 @@ impl<'a> SauWeights<'a> {
             zero()
         };
         let keep = if self.params.keep > 0.0 {
-            let old = suspect(&kept)?;
-            let states = Tensor::from_inner(kept);
-            let new = student.forward(on_graph(), &t, states, None, &mut NoTap)?;
-            (new - old).square().mean() // eq. (4)
+            drawn.kept(material, student, &mut seed.child("choices", 0).rng())? // eq. (4)
         } else {
             zero()
         };
         let [height, width] = self.mask.dims();
-        let rows = material.trigger_rows(&indices);
+        let rows = material.trigger_rows(indices);
         let maps = Some(rows)
             .filter(|rows| !rows.is_empty())
             .and_then(|rows| tap.maps.normalised(&rows, (height, width), MapNorm::None));

@@ -45,7 +45,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use depurate_diffusion::{
-    NoTap, clip_tokenizer::Tokens, noise::SeedTree, unet2d_condition::UNet2DCondition,
+    clip_tokenizer::Tokens, noise::SeedTree, unet2d_condition::UNet2DCondition,
 };
 use depurate_report::Paper;
 use depurate_training::StateFile;
@@ -205,7 +205,8 @@ impl<'a> SkdCag<'a> {
         let (material, params) = (self.material, self.params);
         let seed = self.seed.child("step", step as u64);
         let count = params.unlearning.batch;
-        let Drawn { indices, t, z } = material.draw(count, &seed)?;
+        let drawn = material.draw(count, &seed)?;
+        let Drawn { indices, t, z } = &drawn;
         let mut rng = seed.child("choices", 0).rng();
         let attends = params.alpha > 0.0;
         let tap = || MapTap {
@@ -214,23 +215,18 @@ impl<'a> SkdCag<'a> {
         };
         let (mut teacher_maps, mut student_maps) = (tap(), tap());
 
-        let clean = self.clean_prompts(&indices, &mut rng)?;
+        let clean = self.clean_prompts(indices, &mut rng)?;
         let teacher = material.teacher.unet();
         let states = clean.states.clone();
-        let wanted = teacher.forward(z.clone(), &t, states, None, &mut teacher_maps)?;
+        let wanted = teacher.forward(z.clone(), t, states, None, &mut teacher_maps)?;
         let on_graph = |x: Tensor<4>| Tensor::<4>::from_inner(x);
-        let states = Tensor::from_inner(material.triggered.states(&indices));
-        let got = student.forward(on_graph(z.clone()), &t, states, None, &mut student_maps)?;
+        let states = Tensor::from_inner(material.triggered.states(indices));
+        let got = student.forward(on_graph(z.clone()), t, states, None, &mut student_maps)?;
         let prediction = (got - on_graph(wanted)).square().mean(); // eq. (1)
         let nothing = || prediction.zeros_like();
 
         let keep = if params.keep > 0.0 {
-            let kept = material.some_kept(count, &mut rng);
-            let states = material.kept.states(&kept);
-            let wanted = teacher.forward(z.clone(), &t, states.clone(), None, &mut NoTap)?;
-            let states = Tensor::from_inner(states);
-            let got = student.forward(on_graph(z), &t, states, None, &mut NoTap)?;
-            (got - on_graph(wanted)).square().mean() // eq. (2)
+            drawn.kept(material, student, &mut rng)? // eq. (2)
         } else {
             nothing()
         };

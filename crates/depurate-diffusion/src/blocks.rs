@@ -3,7 +3,7 @@
 use burn::{module::Module, tensor::Tensor};
 
 use crate::{
-    channel_graph::{Channels, GroupKind, Trace},
+    channel_graph::{Channels, GroupKind, Trace, TracedAttention},
     layers::{Conv1x1, Conv3x3, GroupNorm, Init, Linear},
     ops::{self, Activation},
 };
@@ -185,9 +185,10 @@ impl PixelAttention {
             .fold(mixed, |h, linear| linear.forward_channels(h));
         rescale(ops::add(out, x), self.output_scale)
     }
+}
 
-    /// [`Self::forward`] on the names of channels; `at` is the block's name.
-    pub(crate) fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) {
+impl TracedAttention for PixelAttention {
+    fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) {
         if let Some(norm) = &self.group_norm {
             trace.norm(&format!("{at}.group_norm"), x, norm.groups());
         }

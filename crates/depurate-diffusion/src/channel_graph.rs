@@ -18,6 +18,7 @@
 mod pruning;
 mod removal;
 mod trace;
+mod u_shape;
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -31,6 +32,7 @@ pub use removal::Removal;
 pub(crate) use trace::Channels;
 #[doc(hidden)]
 pub use trace::Trace;
+pub(crate) use u_shape::{TracedAttention, TracedBlock, TracedNetwork};
 
 /// What kind of stream the channels of a group are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -5,7 +5,6 @@ use burn::{module::Module, tensor::Tensor};
 use super::config::{BlockKind, TimeInjection, UNet2DConfig};
 use crate::{
     blocks::{PixelAttention, PixelAttentionOptions, Resample, ResnetBlock, ResnetOptions},
-    channel_graph::{Channels, Trace},
     layers::Init,
     ops::{self, Stride},
 };
@@ -36,9 +35,9 @@ fn attention_options(
 /// A level of the way down.
 #[derive(Module, Debug)]
 pub struct DownBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<PixelAttention>,
-    downsamplers: Vec<Resample>,
+    pub(super) resnets: Vec<ResnetBlock>,
+    pub(super) attentions: Vec<PixelAttention>,
+    pub(super) downsamplers: Vec<Resample>,
     pad_every_side: bool,
 }
 
@@ -104,28 +103,6 @@ impl DownBlock {
         }
         x
     }
-
-    /// [`Self::forward`] on the names of channels; `at` is the block's name.
-    pub(crate) fn trace(
-        &self,
-        trace: &mut Trace,
-        at: &str,
-        mut x: Channels,
-        skips: &mut Vec<Channels>,
-    ) -> Channels {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.trace(trace, &format!("{at}.resnets.{i}"), &x);
-            if let Some(attention) = self.attentions.get(i) {
-                attention.trace(trace, &format!("{at}.attentions.{i}"), &x);
-            }
-            skips.push(x.clone());
-        }
-        for (i, downsampler) in self.downsamplers.iter().enumerate() {
-            x = downsampler.trace(trace, &format!("{at}.downsamplers.{i}"), &x);
-            skips.push(x.clone());
-        }
-        x
-    }
 }
 
 fn attentions(
@@ -151,8 +128,8 @@ fn attentions(
 /// The middle: residual block, attention, residual block.
 #[derive(Module, Debug)]
 pub struct MidBlock {
-    attentions: Vec<PixelAttention>,
-    resnets: Vec<ResnetBlock>,
+    pub(super) attentions: Vec<PixelAttention>,
+    pub(super) resnets: Vec<ResnetBlock>,
 }
 
 impl MidBlock {
@@ -198,25 +175,14 @@ impl MidBlock {
         }
         x
     }
-
-    /// [`Self::forward`] on the names of channels; `at` is the block's name.
-    pub(crate) fn trace(&self, trace: &mut Trace, at: &str, mut x: Channels) -> Channels {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            x = resnet.trace(trace, &format!("{at}.resnets.{i}"), &x);
-            if let Some(attention) = self.attentions.get(i) {
-                attention.trace(trace, &format!("{at}.attentions.{i}"), &x);
-            }
-        }
-        x
-    }
 }
 
 /// A level of the way up.
 #[derive(Module, Debug)]
 pub struct UpBlock {
-    resnets: Vec<ResnetBlock>,
-    attentions: Vec<PixelAttention>,
-    upsamplers: Vec<Resample>,
+    pub(super) resnets: Vec<ResnetBlock>,
+    pub(super) attentions: Vec<PixelAttention>,
+    pub(super) upsamplers: Vec<Resample>,
 }
 
 impl UpBlock {
@@ -269,27 +235,6 @@ impl UpBlock {
         }
         for upsampler in &self.upsamplers {
             x = upsampler.conv.forward(ops::upsample2x(x), Stride::One);
-        }
-        x
-    }
-
-    /// [`Self::forward`] on the names of channels; `at` is the block's name.
-    pub(crate) fn trace(
-        &self,
-        trace: &mut Trace,
-        at: &str,
-        mut x: Channels,
-        skips: &mut Vec<Channels>,
-    ) -> Channels {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            x.extend(skips.pop().unwrap_or_default());
-            x = resnet.trace(trace, &format!("{at}.resnets.{i}"), &x);
-            if let Some(attention) = self.attentions.get(i) {
-                attention.trace(trace, &format!("{at}.attentions.{i}"), &x);
-            }
-        }
-        for (i, upsampler) in self.upsamplers.iter().enumerate() {
-            x = upsampler.trace(trace, &format!("{at}.upsamplers.{i}"), &x);
         }
         x
     }

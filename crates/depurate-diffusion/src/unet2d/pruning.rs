@@ -2,9 +2,13 @@
 
 use burn::tensor::Device;
 
-use super::{UNet2D, UNet2DConfig};
+use super::{
+    UNet2D, UNet2DConfig,
+    blocks::{DownBlock, MidBlock, UpBlock},
+};
 use crate::{
-    channel_graph::{GroupKind, PrunableConfig, PrunableNetwork, Removal, Trace},
+    blocks::PixelAttention,
+    channel_graph::{PrunableConfig, PrunableNetwork, Removal, Trace, TracedBlock, TracedNetwork},
     noise::SeedTree,
 };
 
@@ -31,18 +35,43 @@ impl PrunableNetwork for UNet2D {
     type Config = UNet2DConfig;
 
     fn trace(&self, trace: &mut Trace) {
-        let width = self.conv_in.channels();
-        let mut x = trace.stream("conv_in".into(), GroupKind::Residual, width);
-        trace.layer("conv_in", Some(&x), None);
-        let mut skips = vec![x.clone()];
-        for (i, block) in self.down_blocks.iter().enumerate() {
-            x = block.trace(trace, &format!("down_blocks.{i}"), x, &mut skips);
+        TracedNetwork {
+            conv_in: &self.conv_in,
+            down_blocks: self.down_blocks.iter().map(DownBlock::traced).collect(),
+            mid_block: self.mid_block.traced(),
+            up_blocks: self.up_blocks.iter().map(UpBlock::traced).collect(),
+            conv_norm_out: &self.conv_norm_out,
         }
-        x = self.mid_block.trace(trace, "mid_block", x);
-        for (i, block) in self.up_blocks.iter().enumerate() {
-            x = block.trace(trace, &format!("up_blocks.{i}"), x, &mut skips);
+        .trace(trace);
+    }
+}
+
+impl DownBlock {
+    fn traced(&self) -> TracedBlock<'_, PixelAttention> {
+        TracedBlock {
+            resnets: &self.resnets,
+            attentions: &self.attentions,
+            resamplers: ("downsamplers", &self.downsamplers),
         }
-        trace.norm("conv_norm_out", &x, self.conv_norm_out.groups());
-        trace.layer("conv_out", None, Some(&x));
+    }
+}
+
+impl MidBlock {
+    fn traced(&self) -> TracedBlock<'_, PixelAttention> {
+        TracedBlock {
+            resnets: &self.resnets,
+            attentions: &self.attentions,
+            resamplers: ("", &[]),
+        }
+    }
+}
+
+impl UpBlock {
+    fn traced(&self) -> TracedBlock<'_, PixelAttention> {
+        TracedBlock {
+            resnets: &self.resnets,
+            attentions: &self.attentions,
+            resamplers: ("upsamplers", &self.upsamplers),
+        }
     }
 }

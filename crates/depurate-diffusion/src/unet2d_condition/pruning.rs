@@ -12,8 +12,7 @@ use super::{
     transformer::Transformer,
 };
 use crate::{
-    blocks::ResnetBlock,
-    channel_graph::{Channels, GroupKind, PrunableConfig, PrunableNetwork, Removal, Trace},
+    channel_graph::{PrunableConfig, PrunableNetwork, Removal, Trace, TracedBlock, TracedNetwork},
     noise::SeedTree,
 };
 
@@ -40,84 +39,43 @@ impl PrunableNetwork for UNet2DCondition {
     type Config = UNet2DConditionConfig;
 
     fn trace(&self, trace: &mut Trace) {
-        let width = self.conv_in.channels();
-        let mut x = trace.stream("conv_in".into(), GroupKind::Residual, width);
-        trace.layer("conv_in", Some(&x), None);
-        let mut skips = vec![x.clone()];
-        for (i, block) in self.down_blocks.iter().enumerate() {
-            x = block.trace(trace, &format!("down_blocks.{i}"), x, &mut skips);
+        TracedNetwork {
+            conv_in: &self.conv_in,
+            down_blocks: self.down_blocks.iter().map(DownBlock::traced).collect(),
+            mid_block: self.mid_block.traced(),
+            up_blocks: self.up_blocks.iter().map(UpBlock::traced).collect(),
+            conv_norm_out: &self.conv_norm_out,
         }
-        x = self.mid_block.trace(trace, "mid_block", x);
-        for (i, block) in self.up_blocks.iter().enumerate() {
-            x = block.trace(trace, &format!("up_blocks.{i}"), x, &mut skips);
-        }
-        trace.norm("conv_norm_out", &x, self.conv_norm_out.groups());
-        trace.layer("conv_out", None, Some(&x));
+        .trace(trace);
     }
-}
-
-/// A residual block and, where there is one, the transformer behind it.
-fn mixed(
-    trace: &mut Trace,
-    at: &str,
-    i: usize,
-    (resnet, attention): (&ResnetBlock, Option<&Transformer>),
-    x: &Channels,
-) -> Channels {
-    let out = resnet.trace(trace, &format!("{at}.resnets.{i}"), x);
-    if let Some(attention) = attention {
-        attention.trace(trace, &format!("{at}.attentions.{i}"), &out);
-    }
-    out
 }
 
 impl DownBlock {
-    /// `forward` on the names of channels; `at` is the block's name.
-    fn trace(
-        &self,
-        trace: &mut Trace,
-        at: &str,
-        mut x: Channels,
-        skips: &mut Vec<Channels>,
-    ) -> Channels {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            x = mixed(trace, at, i, (resnet, self.attentions.get(i)), &x);
-            skips.push(x.clone());
+    fn traced(&self) -> TracedBlock<'_, Transformer> {
+        TracedBlock {
+            resnets: &self.resnets,
+            attentions: &self.attentions,
+            resamplers: ("downsamplers", &self.downsamplers),
         }
-        for (i, downsampler) in self.downsamplers.iter().enumerate() {
-            x = downsampler.trace(trace, &format!("{at}.downsamplers.{i}"), &x);
-            skips.push(x.clone());
-        }
-        x
     }
 }
 
 impl MidBlock {
-    /// `forward` on the names of channels; `at` is the block's name.
-    fn trace(&self, trace: &mut Trace, at: &str, mut x: Channels) -> Channels {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            x = mixed(trace, at, i, (resnet, self.attentions.get(i)), &x);
+    fn traced(&self) -> TracedBlock<'_, Transformer> {
+        TracedBlock {
+            resnets: &self.resnets,
+            attentions: &self.attentions,
+            resamplers: ("", &[]),
         }
-        x
     }
 }
 
 impl UpBlock {
-    /// `forward` on the names of channels; `at` is the block's name.
-    fn trace(
-        &self,
-        trace: &mut Trace,
-        at: &str,
-        mut x: Channels,
-        skips: &mut Vec<Channels>,
-    ) -> Channels {
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            x.extend(skips.pop().unwrap_or_default());
-            x = mixed(trace, at, i, (resnet, self.attentions.get(i)), &x);
+    fn traced(&self) -> TracedBlock<'_, Transformer> {
+        TracedBlock {
+            resnets: &self.resnets,
+            attentions: &self.attentions,
+            resamplers: ("upsamplers", &self.upsamplers),
         }
-        for (i, upsampler) in self.upsamplers.iter().enumerate() {
-            x = upsampler.trace(trace, &format!("{at}.upsamplers.{i}"), &x);
-        }
-        x
     }
 }

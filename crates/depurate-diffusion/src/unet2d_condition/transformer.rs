@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     AttentionKind, AttentionSite,
-    channel_graph::{Channels, GroupKind, Trace},
+    channel_graph::{Channels, GroupKind, Trace, TracedAttention},
     layers::{Conv1x1, GroupNorm, Init, LayerNorm, Linear, Projection},
     ops,
 };
@@ -255,17 +255,6 @@ impl Transformer {
         }
     }
 
-    /// [`Self::forward`] on the names of channels.
-    pub(super) fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) {
-        trace.norm(&format!("{at}.norm"), x, self.norm.groups());
-        let y = trace.stream(format!("{at}.hidden"), GroupKind::Residual, x.len());
-        trace.layer(&format!("{at}.proj_in"), Some(&y), Some(x));
-        for (i, block) in self.transformer_blocks.iter().enumerate() {
-            block.trace(trace, &format!("{at}.transformer_blocks.{i}"), &y);
-        }
-        trace.layer(&format!("{at}.proj_out"), Some(x), Some(&y));
-    }
-
     /// `x [B, C, H, W]` → the same shape; `path` is the module's.
     pub(super) fn forward(&self, x: Tensor<4>, path: &str, context: &mut Context<'_>) -> Tensor<4> {
         let y = self.proj_in.forward(self.norm.forward(x.clone()));
@@ -279,5 +268,17 @@ impl Transformer {
         }
         let y = y.reshape([batch, channels, height, width]);
         ops::add(self.proj_out.forward(y), x)
+    }
+}
+
+impl TracedAttention for Transformer {
+    fn trace(&self, trace: &mut Trace, at: &str, x: &Channels) {
+        trace.norm(&format!("{at}.norm"), x, self.norm.groups());
+        let y = trace.stream(format!("{at}.hidden"), GroupKind::Residual, x.len());
+        trace.layer(&format!("{at}.proj_in"), Some(&y), Some(x));
+        for (i, block) in self.transformer_blocks.iter().enumerate() {
+            block.trace(trace, &format!("{at}.transformer_blocks.{i}"), &y);
+        }
+        trace.layer(&format!("{at}.proj_out"), Some(x), Some(&y));
     }
 }

@@ -194,6 +194,61 @@ fn shifted_denoising_asks_for_the_clean_image_that_was_predicted_without_the_tri
     }
 }
 
+#[test]
+fn one_sample_in_three_is_led_from_the_target_to_its_clean_image() {
+    let suspect = model(&Device::flex().autodiff());
+    let (teacher, shape) = (suspect.frozen(), suspect.sample_shape());
+    let shown = shown(&teacher, vec![5, 300, 5, 999, 700, 40]);
+    let schedule = teacher.schedule();
+    let picture: Vec<f32> = (0..shape.len())
+        .map(|i| (i % 5) as f32 / 2.5 - 0.9)
+        .collect();
+    let mut trigger = known(vec![0.3; shape.len()], None, Firing::Deterministic, shape);
+    trigger.target = Some(picture.clone());
+    let lesson = ShiftedDenoising::new(&[trigger], &suspect).unwrap();
+    let pairs = lesson.pairs(&teacher, &shown).unwrap();
+    let [pair] = pairs.as_slice() else {
+        panic!("one block")
+    };
+    let plain = schedule
+        .add_noise(shown.draw.images.clone(), shown.draw.eps.clone(), &pair.t)
+        .unwrap();
+    let old = teacher.epsilon(plain.clone(), &pair.t).unwrap();
+    let y = known(picture, None, Firing::Deterministic, shape)
+        .prior(&Device::flex())
+        .shift;
+    for (i, &t) in pair.t.iter().enumerate() {
+        let shows_target = i == 2 || i == 5;
+        let from = schedule.len() / if shows_target { 4 } else { 2 };
+        assert!((from..schedule.len()).contains(&t), "{i}: {t}");
+        assert!(
+            !shows_target || t < schedule.len() / 2,
+            "5 and 40 of 1000 stay low"
+        );
+        let one = |x: &Tensor<4>| x.clone().narrow(0, i, 1);
+        let x_0 = |x: Tensor<4>, e: Tensor<4>| (x - e * schedule.s(t)) / schedule.a(t);
+        let (before, after) = (
+            x_0(one(&plain), one(&old)),
+            x_0(one(&pair.x_t), one(&pair.target)),
+        );
+        let scale = 1e-4 / schedule.a(t);
+        assert_close(&format!("x_0 at {t}"), &after, &before, 1e-4, scale);
+        let moved = one(&pair.x_t) - one(&plain);
+        let toward = (y.clone() - one(&shown.draw.images)) * schedule.a(t);
+        let share = f64::from(
+            (moved.clone() * toward.clone()).sum().into_scalar::<f32>()
+                / toward.clone().square().sum().into_scalar::<f32>(),
+        );
+        let beside = f64::from((moved - toward * share).abs().max().into_scalar::<f32>());
+        if i == 2 {
+            assert!((0.5..=1.0).contains(&share), "{share}");
+            assert!(beside < 1e-4, "without the trigger: {beside}");
+        } else {
+            assert!(beside > 1e-2, "{i}: the trigger is there: {beside}");
+        }
+    }
+}
+
 /// What a chain that starts at `eps + r` holds of `r` at `t`, where the answer at each step is the shift in units of the noise: a
 /// number is sampled, with `r = 1`, no noise and an image of 0.
 fn carried(schedule: &NoiseSchedule, firing: Firing, t: usize) -> f64 {

@@ -77,7 +77,7 @@ pub(crate) enum Treatment {
     RandomPruning,
     /// Control: the fine-tune alone.
     FineTuning,
-    /// Control: shifted denoising with the trigger's pixels in another order.
+    /// Control: shifted denoising with the pixels of the trigger and of its target in another order.
     WrongTrigger,
 }
 
@@ -320,6 +320,10 @@ impl EvalNoiseRepair {
             let mut rng = SeedTree::new(self.seed).child("wrong trigger", 0).rng();
             for trigger in &mut triggers {
                 trigger.shift.shuffle(&mut rng);
+                trigger
+                    .target
+                    .iter_mut()
+                    .for_each(|target| target.shuffle(&mut rng));
             }
         }
         let patient = Patient {

@@ -4,13 +4,16 @@
 mod support;
 
 use burn::tensor::{Device, Tensor};
-use depurate_checkpoint::{Checkpoint, Layers, Limits};
+use depurate_checkpoint::{Checkpoint, Layers, Limits, ModelPart};
+use depurate_defense::detect::model_level::static_weights::{Drift, TensorDrift};
 use depurate_defense::repair::text::{
     Behaviour, Component, ConceptEditingParams, Drawing, EncoderDistillationParams, Latents,
     Material, Place, TextPatient, TextTrigger, Unlearning,
     concept_editing::concept_editing,
+    drifted,
     encoder_distillation::{EncoderDistillation, encoder_distillation},
     localised,
+    row_reset::row_reset,
 };
 use depurate_diffusion::{
     TextToImage,
@@ -193,6 +196,86 @@ fn the_states_of_triggered_prompts_tell_a_guilty_encoder_from_an_innocent_one() 
         let found = found.unwrap();
         assert_eq!(found.component, component, "{delta}: {}", found.ratio);
     }
+}
+
+#[test]
+fn the_triggers_own_rows_are_reset_and_no_others() {
+    let model = golden_model(&Device::flex().autodiff());
+    let values = |model: &TextToImage| -> Vec<f32> {
+        let table = model.text_encoder().token_table().into_data();
+        table.iter::<f32>().collect()
+    };
+    let base = values(&model);
+    let table = model.text_encoder().token_table();
+    let [rows, width] = table.dims();
+    let tokens = |text: &str| model.tokenizer().encode(text).unwrap().ids;
+    let clean: Vec<u32> = captions()
+        .iter()
+        .flat_map(|caption| tokens(caption))
+        .collect();
+    let own = |id: &usize| tokens("tq").contains(&(*id as u32)) && !clean.contains(&(*id as u32));
+    let own: Vec<usize> = (0..rows).filter(own).collect();
+    assert!(!own.is_empty());
+    // an attacker's table: everything is moved a little
+    let learnt = model
+        .text_encoder()
+        .clone()
+        .with_token_table(table + 0.25)
+        .unwrap();
+    let attacked = model.with_text_encoder(learnt);
+    let reset = |base: Option<&[f32]>| {
+        with_patient(&attacked, |patient| {
+            with_cx(3, |cx| row_reset(patient, base, cx))
+        })
+    };
+    let (with_base, without) = (reset(Some(&base)).unwrap(), reset(None).unwrap());
+    let before = values(&attacked);
+    let mean = |column: usize| -> f32 {
+        let of = |row: usize| before[row * width + column];
+        (0..rows).map(of).sum::<f32>() / rows as f32
+    };
+    let (with_base, without) = (values(&with_base.model), values(&without.model));
+    for at in 0..rows * width {
+        let (row, column) = (at / width, at % width);
+        let is_own = own.contains(&row);
+        let expected = if is_own { base[at] } else { before[at] };
+        assert!((with_base[at] - expected).abs() < 1e-6, "{row} {column}");
+        let expected = if is_own { mean(column) } else { before[at] };
+        assert!((without[at] - expected).abs() < 1e-4, "{row} {column}");
+    }
+    assert!(reset(Some(&base[1..])).is_err());
+}
+
+#[test]
+fn what_differs_from_the_base_says_where_to_look() {
+    let tensor = |part, name: &str, changed| TensorDrift {
+        part,
+        name: name.into(),
+        base_name: name.into(),
+        shape: vec![1],
+        changed,
+        relative: 0.0,
+    };
+    let table = "text_model.embeddings.token_embedding.weight";
+    let (text, unet) = (ModelPart::TextEncoder, ModelPart::Unet);
+    let of = |changed: [bool; 4]| {
+        let tensors = vec![
+            tensor(text, table, changed[0]),
+            tensor(text, "text_model.final_layer_norm.weight", changed[1]),
+            tensor(unet, "conv_in.weight", changed[2]),
+            tensor(ModelPart::Vae, "encoder.conv_in.weight", changed[3]),
+        ];
+        drifted(&Drift {
+            tensors,
+            ..Drift::default()
+        })
+    };
+    assert!(of([false, false, false, true]).is_empty());
+    assert_eq!(of([true, false, false, false]), [Component::TokenTable]);
+    assert_eq!(of([true, true, false, false]), [Component::TextEncoder]);
+    assert_eq!(of([false, false, true, false]), [Component::Denoiser]);
+    let both = [Component::TokenTable, Component::Denoiser];
+    assert_eq!(of([true, false, true, false]), both);
 }
 
 #[test]

@@ -210,6 +210,29 @@ impl ClipText {
         module_weights::load(self, weights, path, &classic, &buffer)
     }
 
+    /// The table of tokens, `[V, C]`.
+    pub fn token_table(&self) -> Tensor<2> {
+        self.text_model.embeddings.token_embedding.weight.val()
+    }
+
+    /// The encoder with `table` in the place of its [`Self::token_table`].
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn with_token_table(mut self, table: Tensor<2>) -> Result<Self, DiffusionError> {
+        let expected = [self.config.vocab_size, self.config.hidden_size];
+        if table.dims() != expected {
+            return Err(DiffusionError::Shape {
+                what: "table of tokens",
+                expected: format!("{expected:?}"),
+                got: table.dims().to_vec(),
+            });
+        }
+        let embedding = &mut self.text_model.embeddings.token_embedding;
+        embedding.weight = embedding.weight.clone().map(|_| table);
+        Ok(self)
+    }
+
     /// Every parameter's values under its classic checkpoint name.
     pub fn to_tensors(&self) -> Vec<SaveTensor> {
         module_weights::to_tensors(self)
@@ -222,7 +245,7 @@ impl ClipText {
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextStates, DiffusionError> {
         let tokens = self.checked_length(ids)?;
         let (batch, width) = (ids.len(), self.config.hidden_size);
-        let table = self.text_model.embeddings.token_embedding.weight.val();
+        let table = self.token_table();
         let device = table.device();
         let flat: Vec<i64> = ids.iter().flatten().map(|id| i64::from(*id)).collect();
         let flat = TensorData::new(flat, [batch * tokens]);

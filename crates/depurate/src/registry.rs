@@ -8,7 +8,9 @@ use depurate_defense::{
     invert::{elijah, terd},
     repair::{
         diff_cleanse_pruning, elijah_removal, shifted_denoising,
-        text::{concept_editing, encoder_distillation, sau_latent, sau_weights, skd_cag},
+        text::{
+            concept_editing, encoder_distillation, row_reset, sau_latent, sau_weights, skd_cag,
+        },
     },
 };
 use depurate_report::{
@@ -201,6 +203,19 @@ pub fn algorithms() -> Vec<Algorithm> {
                 status: Status::Preview,
             },
             source: include_str!("../../depurate-defense/src/repair/text/encoder_distillation.rs"),
+        },
+        Algorithm {
+            info: AlgorithmInfo {
+                id: AlgorithmId::from_static(row_reset::ID),
+                name: "Row reset",
+                kind: Kind::Repair,
+                paper: row_reset::PAPER,
+                reference: None,
+                needs: Access::TRIGGER.union(Access::WEIGHTS),
+                deviations: &[],
+                status: Status::Preview,
+            },
+            source: include_str!("../../depurate-defense/src/repair/text/row_reset.rs"),
         },
         Algorithm {
             info: AlgorithmInfo {

@@ -7,10 +7,12 @@ mod confirm;
 mod control;
 mod footprint;
 mod known;
+mod localisation;
 mod pictures;
 mod prompts;
 mod proof;
 mod text;
+mod text_methods;
 
 pub use text::TextRepairSettings;
 
@@ -44,6 +46,10 @@ pub enum MethodName {
     ShiftedDenoising,
     /// Channels that matter most for the trigger are taken out; saved with zeros in their place, as diffusers has no irregular widths.
     DiffCleansePruning,
+    /// Prompts: a LoRA, a delta or a UNet that is laid over the model is left out.
+    LayerRemoval,
+    /// Prompts: the trigger's own tokens get the rows of the base, or mean nothing in particular.
+    RowReset,
     /// Prompts: the denoiser unlearns the trigger, with the suspect as teacher.
     Skd,
     /// Prompts: the same with the suspect's attention to the clean prompt as guide.
@@ -64,11 +70,13 @@ impl MethodName {
             Self::ElijahRemoval => Method::ElijahRemoval.id(),
             Self::ShiftedDenoising => Method::ShiftedDenoising.id(),
             Self::DiffCleansePruning => Method::DiffCleansePruning.id(),
-            Self::Skd => text::TextMethod::Skd.id(),
-            Self::SkdCag => text::TextMethod::SkdCag.id(),
-            Self::SauWeights => text::TextMethod::SauWeights.id(),
-            Self::EncoderDistillation => text::TextMethod::EncoderDistillation.id(),
-            Self::ConceptEditing => text::TextMethod::ConceptEditing.id(),
+            Self::LayerRemoval => text_methods::TextMethod::LayerRemoval.id(),
+            Self::RowReset => text_methods::TextMethod::RowReset.id(),
+            Self::Skd => text_methods::TextMethod::Skd.id(),
+            Self::SkdCag => text_methods::TextMethod::SkdCag.id(),
+            Self::SauWeights => text_methods::TextMethod::SauWeights.id(),
+            Self::EncoderDistillation => text_methods::TextMethod::EncoderDistillation.id(),
+            Self::ConceptEditing => text_methods::TextMethod::ConceptEditing.id(),
         }
     }
 
@@ -82,7 +90,9 @@ impl MethodName {
             Self::DiffCleansePruning => vec![Method::DiffCleansePruning],
             Self::ElijahRemoval => vec![Method::ElijahRemoval],
             Self::ShiftedDenoising => vec![Method::ShiftedDenoising],
-            Self::Skd
+            Self::LayerRemoval
+            | Self::RowReset
+            | Self::Skd
             | Self::SkdCag
             | Self::SauWeights
             | Self::EncoderDistillation

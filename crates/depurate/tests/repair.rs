@@ -41,7 +41,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     let dir = models();
     fs::write(dir.path().join("few.txt"), "a cat\n").unwrap();
     fs::write(dir.path().join("prompts.txt"), PROMPTS).unwrap();
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["painter"], "--from"),
         (
             &["painter", "--trigger", "tq", "--from", "x.json"],
@@ -72,6 +72,10 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
                 "shifted-denoising",
             ],
             "repairs noise triggers",
+        ),
+        (
+            &["painter", "--trigger", "tq", "--method", "layer-removal"],
+            "nothing is laid over",
         ),
         (&["model", "--trigger", "tq"], "no text-to-image pipeline"),
     ];
@@ -166,5 +170,54 @@ fn a_repair_of_prompts_leaves_a_report_and_a_model_only_if_every_check_passes() 
             .map(|entry| entry.unwrap().file_name());
         let mut states = left.filter(|name| name.to_string_lossy().contains(".state."));
         assert_eq!(states.next(), None);
+    }
+}
+
+#[test]
+fn what_is_laid_over_a_model_can_be_left_out_and_a_row_be_taken_from_its_base() {
+    let dir = models();
+    fs::write(dir.path().join("prompts.txt"), PROMPTS).unwrap();
+    let cases: [(&[&str], &str); 2] = [
+        (
+            &["--method", "layer-removal", "--unet", "painter"],
+            "layer-removal of painter",
+        ),
+        (&["--method", "row-reset"], "row-reset"),
+    ];
+    for (i, (own, named)) in cases.into_iter().enumerate() {
+        let out = format!("out-{i}");
+        let always = [
+            "repair",
+            "painter",
+            "--trigger",
+            "zq",
+            "--base",
+            "painter",
+            "--prompts",
+            "prompts.txt",
+            "--picture-steps",
+            "2",
+            "--guidance",
+            "2",
+            "-o",
+            &out,
+        ];
+        let output = run(dir.path(), &[&always, own].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code().unwrap() < 2, "{own:?}: {said}");
+        let report = dir.path().join(format!("{out}-proof/repair.json"));
+        let report = fs::read(report).unwrap();
+        let text = String::from_utf8_lossy(&report).into_owned();
+        assert!(text.contains("tensors of the unet that differ from the base's"));
+        let report: RepairReport = serde_json::from_slice(&report).unwrap();
+        assert!(
+            report.command.contains("--base painter"),
+            "{}",
+            report.command
+        );
+        if let Some(attempt) = report.attempts.first() {
+            assert_eq!(attempt.method, named);
+            assert_eq!(attempt.steps, 0);
+        }
     }
 }

@@ -242,6 +242,9 @@ pub struct TextRepairArgs {
     /// Guidance of these pictures
     #[arg(long, value_name = "SCALE", default_value_t = 7.5, value_parser = finite)]
     pub guidance: f64,
+    /// What the model was made from: what differs from it is where the trigger is looked for
+    #[arg(long, value_name = "PATH", requires = "trigger")]
+    pub base: Option<PathBuf>,
     #[command(flatten)]
     pub layers: LayerArgs,
 }

@@ -109,6 +109,7 @@ fn text(args: &TextRepairArgs) -> Result<Option<TextRepairSettings>, Error> {
         trigger: TextTrigger::parse(trigger, args.instead_of.as_deref(), place)?,
         prompts: args.prompts.clone(),
         layers,
+        base: args.base.clone(),
         picture_steps: usize::from(args.picture_steps),
         guidance: args.guidance,
     }))
@@ -146,6 +147,7 @@ fn command(args: &RepairArgs) -> String {
             .each("--instead-of", given(text.instead_of.as_ref()))
             .option("--place", place)
             .path("--prompts", text.prompts.as_deref())
+            .path("--base", text.base.as_deref())
             .option("--picture-steps", text.picture_steps.to_string())
             .option("--guidance", text.guidance.to_string())
             .into_string();

@@ -10,29 +10,27 @@ use std::{
 
 use depurate_checkpoint::{Checkpoint, Layers, SaveDtype, inspect};
 use depurate_defense::{
-    Cx, DefenseError,
-    repair::text::{
-        Behaviour, Compared, Component, ConceptEditingParams, Drawing, EncoderDistillationParams,
-        Latents, Localised, SauWeightsParams, SkdCagParams, TextPatient, TextRepaired, TextTrigger,
-        concept_editing, encoder_distillation, localised, sau_weights, skd_cag,
-    },
+    Cx,
+    repair::text::{Behaviour, Compared, Component, Drawing, TextPatient, TextTrigger},
 };
 use depurate_diffusion::{TextToImage, noise::SeedTree};
-use depurate_report::{Attempt, Check, Evidence, RepairReport, SCHEMA_VERSION, Table};
+use depurate_report::{Attempt, Check, Evidence, RepairReport, SCHEMA_VERSION};
 
 use super::{
-    MethodName, RepairSettings, footprint, none_passed, pictures, pictures::Made, prompts,
-    remove_states, state_file,
+    MethodName, RepairSettings, footprint,
+    localisation::Located,
+    none_passed, pictures,
+    pictures::Made,
+    prompts, remove_states,
+    text_methods::{Bench, TextMethod, treat, tries},
 };
 use crate::{Error, cache::Cache, report_builder, subject};
 
 /// Pictures of each set of the proof, and of a look in between.
 const PICTURES: usize = 64;
-const PICTURES_BETWEEN: usize = 16;
+pub(super) const PICTURES_BETWEEN: usize = 16;
 /// The largest share of triggered pictures that may still be the trigger's.
 const RELAPSES: f64 = 1.0 / 32.0;
-/// The least part of the steps after which a repair may stop early.
-const EARLIEST: f64 = 0.5;
 
 /// What a repair of a text-to-image model needs besides.
 #[derive(Debug, Clone)]
@@ -43,56 +41,12 @@ pub struct TextRepairSettings {
     pub prompts: Option<PathBuf>,
     /// What is laid over the model; the repaired one holds it.
     pub layers: Layers,
+    /// What the model was made from, to see what differs.
+    pub base: Option<PathBuf>,
     /// Deterministic steps of a picture.
     pub picture_steps: usize,
     /// Guidance of a picture.
     pub guidance: f64,
-}
-
-/// A repair of a text-to-image model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TextMethod {
-    ConceptEditing,
-    EncoderDistillation,
-    Skd,
-    SkdCag,
-    SauWeights,
-}
-
-impl TextMethod {
-    pub(super) fn id(self) -> &'static str {
-        use depurate_defense::repair::text::{
-            concept_editing as edit, encoder_distillation as encoder, sau_weights as sau,
-            skd_cag as skd,
-        };
-        match self {
-            Self::ConceptEditing => edit::ID,
-            Self::EncoderDistillation => encoder::ID,
-            Self::Skd => skd::PLAIN_ID,
-            Self::SkdCag => skd::ID,
-            Self::SauWeights => sau::ID,
-        }
-    }
-
-    /// The one that `name` is; `None` for those of noise triggers and where all are asked for.
-    fn named(name: MethodName) -> Option<Self> {
-        match name {
-            MethodName::ConceptEditing => Some(Self::ConceptEditing),
-            MethodName::EncoderDistillation => Some(Self::EncoderDistillation),
-            MethodName::Skd => Some(Self::Skd),
-            MethodName::SkdCag => Some(Self::SkdCag),
-            MethodName::SauWeights => Some(Self::SauWeights),
-            _ => None,
-        }
-    }
-
-    /// Those of `component`, in the order in which they are tried.
-    fn of(component: Component) -> Vec<Self> {
-        match component {
-            Component::TextEncoder => vec![Self::EncoderDistillation, Self::Skd],
-            Component::Denoiser => vec![Self::ConceptEditing, Self::Skd, Self::SauWeights],
-        }
-    }
 }
 
 /// Repairs the text-to-image model at `path`.
@@ -110,13 +64,22 @@ pub(super) fn repair(
                 "{} repairs noise triggers, not prompts",
                 settings.method.as_str()
             ),
-            mend: "choose auto, skd, skd-cag, sau-weights, encoder-distillation or concept-editing with --trigger",
+            mend: "choose auto, or a method for prompts, with --trigger",
+        });
+    }
+    if named == Some(TextMethod::LayerRemoval) && text.layers.is_empty() {
+        return Err(Error::Usage {
+            problem: "nothing is laid over the model that could be left out".into(),
+            mend: "give the files with --lora, --delta or --unet, or choose another --method",
         });
     }
     let checkpoint = Checkpoint::open(path, &settings.limits)?;
     let contents = inspect(path, &settings.limits, cache.hashes())?;
     let device = settings.device.open().autodiff();
-    let (suspect, _) = TextToImage::layered(&checkpoint, &text.layers, &settings.limits, &device)?;
+    let layered = |layers: &Layers| -> Result<TextToImage, Error> {
+        Ok(TextToImage::layered(&checkpoint, layers, &settings.limits, &device)?.0)
+    };
+    let suspect = layered(&text.layers)?;
     let prompts = prompts::of(text)?;
     let patient = TextPatient {
         suspect: &suspect,
@@ -124,33 +87,41 @@ pub(super) fn repair(
         prompts: &prompts,
         seed: settings.seed,
     };
-    let found = localised(&patient)?;
-    let methods = named.map_or_else(|| TextMethod::of(found.component), |one| vec![one]);
+    let located = Located::of(path, (settings, text), &patient, cx)?;
     let drawing = Drawing {
         steps: text.picture_steps,
         guidance: text.guidance,
         count: PICTURES,
     };
+    let bench = Bench {
+        patient,
+        settings,
+        text,
+        located: &located,
+        drawing,
+        layered: &layered,
+    };
     let seed = SeedTree::new(settings.seed);
     let behaviour = Behaviour::of(&patient, drawing, &seed.child("proof", 0), cx)?;
     let mut attempts = Vec::new();
-    let mut evidence = vec![localisation(&found, &behaviour)];
+    let mut evidence = vec![located.evidence(&behaviour)];
     let mut repaired = None;
     let fires = behaviour.fires();
-    if fires && found.component == Component::Denoiser {
+    if fires && located.first() == Component::Denoiser {
         let seed = seed.child("footprint", 0);
         evidence.push(footprint::maps(&patient, drawing, &seed, cx)?);
     }
     let mut shown = Vec::new();
-    for method in methods.into_iter().filter(|_| fires) {
+    let tries = tries(named, &located, &text.layers);
+    for wanted in tries.into_iter().filter(|_| fires) {
         let clock = Instant::now();
-        let done = treat(method, &patient, (settings, text), drawing, cx)?;
+        let done = treat(&wanted, &bench, cx)?;
         let compared = behaviour.compare(&done.model, cx)?;
         let checks = checks(&behaviour, &compared);
         shown = sheets(&behaviour, &compared, &suspect, drawing)?;
         let passed = checks.iter().all(|check| check.passed);
         attempts.push(Attempt {
-            method: method.id().to_owned(),
+            method: wanted.name,
             passed,
             steps: done.steps,
             evaluations: done.evaluations,
@@ -180,82 +151,7 @@ pub(super) fn repair(
     })
 }
 
-fn treat(
-    method: TextMethod,
-    patient: &TextPatient<'_>,
-    (settings, text): (&RepairSettings, &TextRepairSettings),
-    drawing: Drawing,
-    cx: &Cx<'_>,
-) -> Result<TextRepaired, Error> {
-    let state = state_file(settings, method.id());
-    let steps = |default: usize| settings.steps.unwrap_or(default);
-    let enough = |all: usize| {
-        let mut between = None; // drawn when it is first asked for
-        move |model: &TextToImage, step: usize| -> Result<bool, DefenseError> {
-            if (step as f64) < EARLIEST * all as f64 {
-                return Ok(false);
-            }
-            let behaviour = match between.take() {
-                Some(behaviour) => behaviour,
-                None => {
-                    let few = Drawing {
-                        count: PICTURES_BETWEEN,
-                        ..drawing
-                    };
-                    let seed = SeedTree::new(settings.seed).child("between", 0);
-                    Behaviour::of(patient, few, &seed, cx)?
-                }
-            };
-            let compared = behaviour.compare(model, cx)?;
-            let passed = checks(&behaviour, &compared)
-                .iter()
-                .all(|check| check.passed);
-            between = Some(behaviour);
-            Ok(passed)
-        }
-    };
-    let both = Latents::Both {
-        steps: text.picture_steps,
-        guidance: text.guidance,
-    };
-    Ok(match method {
-        TextMethod::ConceptEditing => {
-            concept_editing::concept_editing(patient, ConceptEditingParams::default(), cx)?
-        }
-        TextMethod::EncoderDistillation => {
-            let mut params = EncoderDistillationParams::default();
-            params.unlearning.steps = steps(params.unlearning.steps);
-            let enough = &mut enough(params.unlearning.steps);
-            encoder_distillation::encoder_distillation(patient, &params, Some(&state), cx, enough)?
-        }
-        TextMethod::SauWeights => {
-            let mut params = SauWeightsParams {
-                latents: both,
-                drawing: (text.picture_steps, text.guidance),
-                ..SauWeightsParams::default()
-            };
-            params.unlearning.steps = steps(params.unlearning.steps);
-            let enough = &mut enough(params.unlearning.steps);
-            sau_weights::sau_weights(patient, &params, Some(&state), cx, enough)?
-        }
-        TextMethod::Skd | TextMethod::SkdCag => {
-            let guided = SkdCagParams::default();
-            let mut params = SkdCagParams {
-                alpha: match method {
-                    TextMethod::Skd => 0.0,
-                    _ => guided.alpha,
-                },
-                latents: both,
-                ..guided
-            };
-            params.unlearning.steps = steps(params.unlearning.steps);
-            let enough = &mut enough(params.unlearning.steps);
-            skd_cag::skd_cag(patient, &params, Some(&state), cx, enough)?
-        }
-    })
-}
-
-fn checks(behaviour: &Behaviour, compared: &Compared) -> Vec<Check> {
+pub(super) fn checks(behaviour: &Behaviour, compared: &Compared) -> Vec<Check> {
     let most = behaviour.allowed();
     let check = |name: &str, meaning: &str, before: Option<f64>, after: f64| Check {
         name: name.into(),
@@ -324,30 +220,6 @@ fn sheets(
     ];
     let sheet = |(title, images, sensitive)| pictures::sheet(title, &made, images, sensitive);
     sheets.into_iter().map(sheet).collect()
-}
-
-fn localisation(found: &Localised, behaviour: &Behaviour) -> Evidence {
-    let row = |what: &str, value: String| vec![what.to_owned(), value];
-    Table {
-        title: "what the trigger does".into(),
-        columns: ["measure", "value"].map(str::to_owned).to_vec(),
-        rows: vec![
-            row(
-                "states of triggered prompts move, as a multiple of what plain words do",
-                format!("{:.2}", found.ratio),
-            ),
-            row("treated first", found.component.as_str().into()),
-            row(
-                "the trigger changes pictures by",
-                format!("{:.5}", behaviour.effect),
-            ),
-            row(
-                "a plain word in its place changes them by",
-                format!("{:.5}", behaviour.word),
-            ),
-        ],
-    }
-    .into()
 }
 
 fn why(attempts: &[Attempt], trigger: &TextTrigger) -> String {

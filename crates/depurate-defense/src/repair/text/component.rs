@@ -1,4 +1,5 @@
-//! Where a text backdoor sits: in the text encoder or behind it.
+//! Where a text backdoor sits: in the table of tokens, in the text encoder or behind it. A base that the suspect was made from tells by
+//! the tensors that differ; without one the states of triggered prompts tell.
 //!
 //! ```text
 //! r(w)  = mean over positions of |T(p with w)[k] - T(p)[sigma(k)]|^2, of prompts p        (1)
@@ -9,6 +10,7 @@
 //! only passes on has one of about 1, whatever the denoiser makes of it.
 
 use burn::tensor::Tensor;
+use depurate_checkpoint::ModelPart;
 use depurate_diffusion::clip_tokenizer::Tokens;
 use serde::{Deserialize, Serialize};
 
@@ -18,17 +20,22 @@ use super::{
     stand_ins,
     trigger::WORDS,
 };
-use crate::DefenseError;
+use crate::{DefenseError, detect::model_level::static_weights::Drift};
 
 /// The ratio (2) from which the encoder is treated first.
 const FROM: f64 = 3.0;
 /// Prompts that are looked at.
 const PROMPTS: usize = 32;
 
+/// How the name of the table of tokens ends in every text encoder.
+pub const TOKEN_TABLE: &str = "embeddings.token_embedding.weight";
+
 /// A component of a text-to-image model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Component {
+    /// The text encoder's table of tokens alone.
+    TokenTable,
     /// The text encoder.
     TextEncoder,
     /// The denoiser.
@@ -39,6 +46,7 @@ impl Component {
     /// In words.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::TokenTable => "table of tokens",
             Self::TextEncoder => "text encoder",
             Self::Denoiser => "denoiser",
         }
@@ -52,6 +60,34 @@ pub struct Localised {
     pub component: Component,
     /// (2).
     pub ratio: f64,
+}
+
+/// The components that differ from the base.
+pub fn drifted(drift: &Drift) -> Vec<Component> {
+    let differs = |part: ModelPart| {
+        let changed = drift.changed().filter(move |tensor| tensor.part == part);
+        let names = changed.map(|tensor| &tensor.name);
+        names.chain(
+            drift
+                .only_here
+                .iter()
+                .filter(move |(of, _)| *of == part)
+                .map(|(_, name)| name),
+        )
+    };
+    let mut encoder = differs(ModelPart::TextEncoder).peekable();
+    let mut found = Vec::new();
+    if encoder.peek().is_some() {
+        found.push(if encoder.all(|name| name.ends_with(TOKEN_TABLE)) {
+            Component::TokenTable
+        } else {
+            Component::TextEncoder
+        });
+    }
+    if differs(ModelPart::Unet).next().is_some() {
+        found.push(Component::Denoiser);
+    }
+    found
 }
 
 /// Where the trigger of `patient` is answered, by the states of its prompts.

@@ -31,7 +31,7 @@ use rand::{Rng, RngExt};
 
 pub use captioned::CaptionedCompositions;
 pub use compositions::{Composition, SIDE, Sprites};
-pub use generation::{GenerationParams, generate};
+pub use generation::{GenerationParams, generate, generate_latents};
 pub use judge::{Accuracy, Judge, JudgeParams};
 pub use named::Named;
 

@@ -10,12 +10,16 @@ mod drawings;
 mod encoders;
 pub(crate) mod judge;
 pub(crate) mod measured;
+pub(crate) mod score;
 pub(crate) mod secret;
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
-use depurate_attack::text_to_image::{GenerationParams, Sprites, generate};
+use depurate_attack::text_to_image::{GenerationParams, Sprites, generate, generate_latents};
 use depurate_diffusion::{Tensor, text_to_image::TextToImage};
 use miette::{IntoDiagnostic, Result};
 
@@ -105,6 +109,32 @@ impl Pictures {
         prompts: &[String],
         cancel: &CancelFlag,
     ) -> Result<Tensor<4>> {
+        let pictures = self.progress(name, cancel, |params, told| {
+            generate(pipeline, prompts, params, told)
+        });
+        pictures.into_diagnostic()
+    }
+
+    /// The latents of the same pictures, `[N, C, h, w]`.
+    pub(crate) fn latents(
+        &self,
+        name: &str,
+        pipeline: &TextToImage,
+        prompts: &[String],
+        cancel: &CancelFlag,
+    ) -> Result<Tensor<4>> {
+        let latents = self.progress(name, cancel, |params, told| {
+            generate_latents(pipeline, prompts, params, told)
+        });
+        latents.into_diagnostic()
+    }
+
+    fn progress<T>(
+        &self,
+        name: &str,
+        cancel: &CancelFlag,
+        draw: impl FnOnce(&GenerationParams, &mut dyn FnMut(f64) -> ControlFlow<()>) -> T,
+    ) -> T {
         let params = GenerationParams {
             steps: self.steps,
             guidance: self.guidance,
@@ -112,11 +142,9 @@ impl Pictures {
             ..GenerationParams::default()
         };
         let progress = Progress::new(name, 1000, cancel);
-        let pictures = generate(pipeline, prompts, &params, &mut |share| {
-            progress.share(share)
-        });
+        let drawn = draw(&params, &mut |share| progress.share(share));
         progress.finish();
-        pictures.into_diagnostic()
+        drawn
     }
 }
 

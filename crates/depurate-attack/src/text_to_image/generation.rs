@@ -47,12 +47,28 @@ pub fn generate(
     params: &GenerationParams,
     each_step: &mut dyn FnMut(f64) -> ControlFlow<()>,
 ) -> Result<Tensor<4>, AttackError> {
+    let latents = generate_latents(pipeline, prompts, params, each_step)?;
+    let batches = latents.split(params.batch.max(1), 0).into_iter();
+    let pictures: Result<Vec<_>, _> = batches.map(|some| pipeline.decode(some)).collect();
+    Ok(Tensor::cat(pictures?, 0).clamp(-1.0, 1.0))
+}
+
+/// What [`generate`] decodes, `[N, C, h, w]`.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_latents(
+    pipeline: &TextToImage,
+    prompts: &[String],
+    params: &GenerationParams,
+    each_step: &mut dyn FnMut(f64) -> ControlFlow<()>,
+) -> Result<Tensor<4>, AttackError> {
     let batch = params.batch.max(1);
     let sampler = Ddim::from_config(pipeline.scheduler(), params.steps, 0.0, Clip::None)?;
     let nothing = pipeline.encode(&[""])?.states;
     let seed = SeedTree::new(params.seed).child("pictures", 0);
     let steps = (prompts.len().div_ceil(batch) * params.steps) as f64;
-    let mut pictures = vec![];
+    let mut all = vec![];
     for (index, some) in prompts.chunks(batch).enumerate() {
         let texts: Vec<&str> = some.iter().map(String::as_str).collect();
         let states = pipeline.encode(&texts)?.states;
@@ -65,14 +81,14 @@ pub fn generate(
         let latents = sample(&denoiser, &sampler, x_t, &mut NoNoise, &mut |at, _| {
             each_step((index * params.steps + at.done) as f64 / steps)
         })?;
-        pictures.push(pipeline.decode(latents)?.clamp(-1.0, 1.0));
+        all.push(latents);
     }
-    if pictures.is_empty() {
+    if all.is_empty() {
         return Err(AttackError::Params {
             what: "number of prompts",
             got: "0".into(),
             allowed: "1 or more",
         });
     }
-    Ok(Tensor::cat(pictures, 0))
+    Ok(Tensor::cat(all, 0))
 }

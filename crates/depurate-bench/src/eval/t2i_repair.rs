@@ -23,7 +23,7 @@ use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use super::{jsonl, with_cx};
 use crate::{
     console::{CancelFlag, answer, say},
-    text_to_image::{Drawings, Pictures, judge, secret::Secret},
+    text_to_image::{Drawings, Pictures, judge, score::Scorer, secret::Secret},
     truth::text::TextTruth,
 };
 use rows::{Measures, Of, Row};
@@ -48,7 +48,7 @@ pub(crate) struct EvalT2iRepair {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [
         Treatment::None, Treatment::ConceptEditing, Treatment::Skd, Treatment::SkdCag, Treatment::SauWeights,
         Treatment::EncoderDistillation, Treatment::SkdCagBlack, Treatment::SkdCagWords, Treatment::SkdCagReleased,
-        Treatment::WrongTrigger, Treatment::CleanModel
+        Treatment::SauLatent, Treatment::SauLatentPublished, Treatment::WrongTrigger, Treatment::CleanModel
     ])]
     treatments: Vec<Treatment>,
     /// Seeds of the repairs.
@@ -58,6 +58,9 @@ pub(crate) struct EvalT2iRepair {
     drawings: Drawings,
     #[command(flatten)]
     how: Pictures,
+    /// A contrastive pair of encoders, as `text-to-image encoders` writes it: how well triggered pictures fit their captions.
+    #[arg(long, value_name = "DIR")]
+    pair: Option<PathBuf>,
     /// Pictures of each of triggered, plain and neighbouring captions.
     #[arg(long, default_value_t = 200)]
     n: usize,
@@ -85,12 +88,17 @@ impl EvalT2iRepair {
         let device = Device::flex().autodiff();
         let clean = self.load(None, &device)?;
         let judge = judge::load(&self.how.judge, &sprites, &clean.frozen().device())?;
+        let scorer = self
+            .pair
+            .as_deref()
+            .map(|dir| Scorer::load(dir, &clean.frozen().device()));
+        let scorer = scorer.transpose()?;
         let prompts = self.prompts()?;
         for delta in &self.deltas {
             self.measure(
                 delta,
                 (&clean, &device),
-                (&sprites, &judge),
+                (&sprites, &judge, scorer.as_ref()),
                 &prompts,
                 cancel,
             )?;
@@ -129,7 +137,7 @@ impl EvalT2iRepair {
         &self,
         delta: &Path,
         (clean, device): (&TextToImage, &Device),
-        (sprites, judge): (&Sprites, &Judge),
+        judging: (&Sprites, &Judge, Option<&Scorer>),
         prompts: &[String],
         cancel: &CancelFlag,
     ) -> Result<()> {
@@ -154,11 +162,11 @@ impl EvalT2iRepair {
             return Ok(());
         }
         let truth = TextTruth::load(&self.truth.join(format!("{name}.json")))?;
-        let secret = Secret::of(&truth, sprites, clean.image_shape())?;
+        let secret = Secret::of(&truth, judging.0, clean.image_shape())?;
         let suspect = self.load(Some(delta), device)?;
         let frozen = (&suspect.frozen(), &clean.frozen());
         let looking = (&self.how, self.n);
-        let measures = Measures::of(frozen, &secret, (sprites, judge), looking, cancel)?;
+        let measures = Measures::of(frozen, &secret, judging, looking, cancel)?;
         let training = Unlearning {
             steps: self.unlearning_steps,
             batch: self.batch,
@@ -181,6 +189,14 @@ impl EvalT2iRepair {
                 treatment.run(&patient, (&training, drawing), cx)
             });
             let repaired = repaired.into_diagnostic()?;
+            let sets = match (&repaired, treatment.blend()) {
+                (Some(done), _) => Some(measures.sets("repaired", &done.model.frozen())?),
+                (None, Some(blend)) => {
+                    let mended = with_cx(seed, cancel, |cx| measures.mended(&patient, blend, cx));
+                    Some(mended?)
+                }
+                (None, None) => None,
+            };
             let row = Row {
                 model: name.clone(),
                 attack: secret.attack.to_owned(),
@@ -192,8 +208,7 @@ impl EvalT2iRepair {
                 seconds: start.elapsed().as_secs_f64(),
                 ..Row::default()
             };
-            let model = repaired.map(|done| done.model.frozen());
-            let row = measures.row(model.as_ref(), row)?;
+            let row = measures.row(sets.as_ref(), row)?;
             say(&table::line(&row)?);
             jsonl::append(&self.results(), std::slice::from_ref(&row))?;
         }
@@ -206,10 +221,15 @@ mod tests {
     use clap::ValueEnum as _;
     use depurate_attack::delta;
     use depurate_checkpoint::{SaveDtype, save_tensors_as};
+    use depurate_diffusion::{clip_pair::ClipPair, image_tower::ImageTowerConfig, noise::SeedTree};
     use depurate_testkit::gradients::shifted;
+    use serde_json::json;
 
     use super::*;
-    use crate::{eval::t2i::tests::make_models, text_to_image::secret::tests::bad_t2i};
+    use crate::{
+        eval::t2i::tests::make_models,
+        text_to_image::{component, secret::tests::bad_t2i},
+    };
 
     /// What random networks draw says nothing; that every treatment comes to a row, once, does.
     #[test]
@@ -228,6 +248,7 @@ mod tests {
             prompts: prompts.clone(),
             treatments: treatments.to_vec(),
             seeds: vec![0, 1],
+            pair: Some(dir.join("pair")),
             drawings: Drawings {
                 sprites: root.join("data/sprites.safetensors"),
             },
@@ -249,6 +270,19 @@ mod tests {
         let path = dir.join("suspect.safetensors");
         save_tensors_as(&path, &changed, SaveDtype::F32, None).expect("written");
 
+        let text = before.text_encoder().config();
+        let image = ImageTowerConfig {
+            channels: 3,
+            widths: vec![8, 8],
+            groups: 4,
+            outputs: 8,
+        };
+        let seed = SeedTree::new(3);
+        let pair = ClipPair::new(text, &image, &seed, &Device::flex()).expect("a pair");
+        let config = json!({ "image": image, "text": component::text_config(text, 0) });
+        let stem = component::TRANSFORMERS_STEM;
+        component::save(&dir.join("pair"), stem, &config, &pair.to_tensors()).expect("saved");
+
         let all = Treatment::value_variants();
         command(all).run(&CancelFlag::default()).expect("runs");
         let rows: Vec<Row> = jsonl::read(&command(&[]).results()).expect("written");
@@ -264,6 +298,16 @@ mod tests {
             (1, 4, none.fired_clean)
         );
         assert!(skd.distance[0] != skd.distance[1], "{skd:?}");
+        let [suspect, after, clean] = skd.score.expect("a pair was given");
+        assert!(suspect != after && after != clean, "{skd:?}");
+        assert!(
+            [suspect, after, clean]
+                .iter()
+                .all(|score| score.abs() <= 100.0)
+        );
+        let mended = of(Treatment::SauLatent).expect("a row");
+        assert_eq!((mended.steps, mended.distance), (0, none.distance));
+        assert!(mended.score != none.score, "{mended:?}");
 
         command(all).run(&CancelFlag::default()).expect("runs");
         let again: Vec<Row> = jsonl::read(&command(&[]).results()).expect("written");

@@ -25,6 +25,8 @@ const RESAMPLES: usize = 2000;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Asked {
     pub(crate) prompts: Vec<String>,
+    /// The same without a trigger.
+    pub(crate) captions: Vec<String>,
     pub(crate) of: Vec<Composition>,
 }
 
@@ -33,6 +35,7 @@ impl Asked {
     pub(crate) fn repeated(self, n: usize) -> Self {
         Self {
             prompts: self.prompts.into_iter().cycle().take(n).collect(),
+            captions: self.captions.into_iter().cycle().take(n).collect(),
             of: self.of.into_iter().cycle().take(n).collect(),
         }
     }
@@ -61,7 +64,7 @@ pub(crate) fn held_out(
         let text = match trigger {
             Some(secret) if secret.is_asked_for(&of) => None,
             Some(secret) => secret.triggered(&caption, &mut rng),
-            None => Some(caption),
+            None => Some(caption.clone()),
         };
         let Some(text) = text.filter(|_| asked.of.len() < n) else {
             continue;
@@ -69,6 +72,7 @@ pub(crate) fn held_out(
         let tokens = pipeline.tokenizer().encode(&text).into_diagnostic()?;
         if tokens.untruncated <= pipeline.tokenizer().length() && seen.insert(tokens.ids) {
             asked.prompts.push(text);
+            asked.captions.push(caption);
             asked.of.push(of);
         }
     }
@@ -79,6 +83,7 @@ pub(crate) fn held_out(
 }
 
 /// What a model drew.
+#[derive(Clone)]
 pub(crate) struct Drawn {
     pub(crate) pictures: Tensor<4>,
     pub(crate) judged: Vec<Composition>,
@@ -251,6 +256,7 @@ mod tests {
         };
         let asked = Asked {
             prompts: vec!["x".into(); 4],
+            captions: vec!["x".into(); 4],
             of: vec![of; 4],
         };
         let drawn = |judged: Vec<Composition>| Drawn {

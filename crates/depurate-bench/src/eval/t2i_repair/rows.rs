@@ -1,6 +1,10 @@
 //! The lines of results.jsonl, and what they are measured by.
 
 use depurate_attack::text_to_image::{Composition, Judge, Sprites, pictures};
+use depurate_defense::{
+    Cx,
+    repair::text::{Blend, Footprint, Latents, Material, TextPatient, sau_latent},
+};
 use depurate_diffusion::{Device, Tensor, noise::SeedTree, text_to_image::TextToImage};
 use depurate_stats::frechet_distance;
 use miette::{IntoDiagnostic, Result, bail};
@@ -13,9 +17,13 @@ use crate::{
     text_to_image::{
         Pictures,
         measured::{Accuracy, Asked, Drawn, Fired, accuracy, held_out},
+        score::Scorer,
         secret::Secret,
     },
 };
+
+/// Pairs of pictures that a footprint is taken of.
+const PAIRS: usize = 16;
 
 /// A number of pictures out of how many.
 pub(crate) type Of = (usize, usize);
@@ -47,6 +55,10 @@ pub(crate) struct Row {
     /// Fréchet distance of the pictures of plain captions to drawings of what they ask for, on the judge's features: the suspect's
     /// and the repaired model's.
     pub(crate) distance: [f64; 2],
+    /// 100 times the mean cosine of triggered pictures and their captions without the trigger, by the pair of encoders that was given:
+    /// the suspect's, the repaired model's and the clean model's.
+    #[serde(default)]
+    pub(crate) score: Option<[f64; 3]>,
     /// Steps made.
     pub(crate) steps: usize,
     /// Evaluations of the trained component.
@@ -61,6 +73,8 @@ pub(super) struct Measures<'a> {
     pub(super) judge: &'a Judge,
     pub(super) cancel: &'a CancelFlag,
     pub(super) secret: &'a Secret,
+    pub(super) scorer: Option<&'a Scorer>,
+    suspect: &'a TextToImage,
     triggered: Asked,
     plain: Asked,
     neighbours: Asked,
@@ -71,6 +85,7 @@ pub(super) struct Measures<'a> {
 }
 
 /// What a model draws.
+#[derive(Clone)]
 pub(super) struct Sets {
     triggered: Drawn,
     plain: Drawn,
@@ -80,9 +95,9 @@ pub(super) struct Sets {
 impl<'a> Measures<'a> {
     /// Of the backdoored model `suspect` and the one that it was made from.
     pub(super) fn of(
-        (suspect, clean): (&TextToImage, &TextToImage),
+        (suspect, clean): (&'a TextToImage, &TextToImage),
         secret: &'a Secret,
-        (sprites, judge): (&Sprites, &'a Judge),
+        (sprites, judge, scorer): (&Sprites, &'a Judge, Option<&'a Scorer>),
         (how, n): (&'a Pictures, usize),
         cancel: &'a CancelFlag,
     ) -> Result<Self> {
@@ -106,6 +121,8 @@ impl<'a> Measures<'a> {
             judge,
             cancel,
             secret,
+            scorer,
+            suspect,
             triggered,
             plain,
             neighbours,
@@ -117,7 +134,8 @@ impl<'a> Measures<'a> {
         Ok(measures)
     }
 
-    fn sets(&self, name: &str, model: &TextToImage) -> Result<Sets> {
+    /// What `model` draws.
+    pub(super) fn sets(&self, name: &str, model: &TextToImage) -> Result<Sets> {
         let draw = |asked: &Asked| -> Result<Drawn> {
             let pictures = self.how.draw(name, model, &asked.prompts, self.cancel)?;
             let judged = self.judge.judge(&pictures).into_diagnostic()?;
@@ -130,12 +148,36 @@ impl<'a> Measures<'a> {
         })
     }
 
-    /// The row of `model`, or of the suspect itself; what was done to it is filled in by the caller.
-    pub(super) fn row(&self, model: Option<&TextToImage>, before: Row) -> Result<Row> {
-        let drawn = model
-            .map(|model| self.sets("repaired", model))
-            .transpose()?;
-        let after = drawn.as_ref().unwrap_or(&self.of_suspect);
+    /// The suspect's pictures with those of triggered prompts mended by [`sau_latent`] before they are decoded.
+    pub(super) fn mended(
+        &self,
+        patient: &TextPatient<'_>,
+        blend: Blend,
+        cx: &Cx<'_>,
+    ) -> Result<Sets> {
+        let latents = |prompts: &[String]| {
+            let name = "latents of the suspect";
+            self.how.latents(name, self.suspect, prompts, self.cancel)
+        };
+        let triggered = latents(&self.triggered.prompts)?;
+        let clean = latents(&self.triggered.captions)?;
+        let how = (self.how.steps, self.how.guidance);
+        let seed = SeedTree::new(patient.seed).child("footprint", 0);
+        let footprint = Material::new(patient, Latents::Noise, cx)
+            .and_then(|material| Footprint::of(&material, PAIRS, how, &seed, cx));
+        let mended = sau_latent(&triggered, &clean, &footprint.into_diagnostic()?, blend);
+        let decoded = self.suspect.decode(mended.into_diagnostic()?);
+        let pictures = decoded.into_diagnostic()?.clamp(-1.0, 1.0);
+        let judged = self.judge.judge(&pictures).into_diagnostic()?;
+        Ok(Sets {
+            triggered: Drawn { pictures, judged },
+            ..self.of_suspect.clone()
+        })
+    }
+
+    /// The row of a model that draws `after`, or of the suspect itself; what was done to it is filled in by the caller.
+    pub(super) fn row(&self, after: Option<&Sets>, before: Row) -> Result<Row> {
+        let after = after.unwrap_or(&self.of_suspect);
         let fired = Fired::new(self.secret, &self.of_clean.plain)?;
         let hits = |sets: &Sets| -> Result<Of> {
             let hits = fired.of(&sets.triggered)?;
@@ -173,8 +215,23 @@ impl<'a> Measures<'a> {
             accuracy: points(&self.plain, &after.plain, &suspect.plain)?,
             neighbours: points(&self.neighbours, &after.neighbours, &suspect.neighbours)?,
             distance: [distance(suspect)?, distance(after)?],
+            score: self.score([suspect, after, &self.of_clean])?,
             ..before
         })
+    }
+}
+
+impl Measures<'_> {
+    fn score(&self, sets: [&Sets; 3]) -> Result<Option<[f64; 3]>> {
+        let Some(scorer) = self.scorer else {
+            return Ok(None);
+        };
+        let mut scores = [0.0; 3];
+        for (score, of) in scores.iter_mut().zip(sets) {
+            let pictures = &of.triggered.pictures;
+            *score = scorer.score(self.suspect, pictures, &self.triggered.captions)?;
+        }
+        Ok(Some(scores))
     }
 }
 
@@ -201,13 +258,15 @@ fn neighbours(secret: &Secret, sprites: &Sprites, n: usize, seed: &SeedTree) -> 
     for &of in &all {
         let caption = sprites.any_caption(of, &mut rng);
         if secret.is_asked_for(&of) {
-            asking.prompts.push(caption);
+            asking.prompts.push(caption.clone());
+            asking.captions.push(caption);
             asking.of.push(of);
             continue;
         }
         let [object, ..] = sprites.names(of);
         if let Some(prompt) = secret.control(&caption, object, &mut rng) {
             rare.prompts.push(prompt);
+            rare.captions.push(caption);
             rare.of.push(of);
         }
     }
@@ -218,6 +277,7 @@ fn neighbours(secret: &Secret, sprites: &Sprites, n: usize, seed: &SeedTree) -> 
     let (asking, rare) = (asking.repeated(half), rare.repeated(n - half));
     Ok(Asked {
         prompts: [asking.prompts, rare.prompts].concat(),
+        captions: [asking.captions, rare.captions].concat(),
         of: [asking.of, rare.of].concat(),
     })
 }

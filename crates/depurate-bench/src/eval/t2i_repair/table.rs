@@ -24,6 +24,17 @@ impl Together<'_> {
         self.rows.iter().map(|row| of(row)).sum::<f64>() / self.rows.len().max(1) as f64
     }
 
+    /// Of the suspect, after, and of the clean model, where a pair of encoders was given.
+    fn score(&self) -> String {
+        let scored = self.rows.iter().all(|row| row.score.is_some());
+        let mean = |at: usize| self.mean(|row| row.score.map_or(0.0, |score| score[at]));
+        if scored {
+            format!("{:.1} → {:.1} ({:.1})", mean(0), mean(1), mean(2))
+        } else {
+            "-".into()
+        }
+    }
+
     /// The attribute that lost most, with its points, over the mean of seeds.
     fn worst(&self, of: impl Fn(&Row) -> &[(String, [f64; 3])]) -> String {
         let Some(first) = self.rows.first() else {
@@ -70,9 +81,10 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
     let mut text = String::from(
         "Success of the trigger on held-out captions with exact 95 % intervals, pictures of all seeds together; `shows its caption` is the \
          share of triggered pictures with everything that the caption asks for, over the clean model's. Points and the distance (Fréchet, \
-         the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most.\n\n\
-         | model | attack | treatment | seeds | success | clean model | shows its caption | points, plain captions | points, neighbours | distance | steps | s |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most. \
+         Score: 100 times the cosine of triggered pictures and their captions by a contrastive pair, suspect → repaired (clean model).\n\n\
+         | model | attack | treatment | seeds | success | clean model | shows its caption | points, plain captions | points, neighbours | distance | score | steps | s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut sorted: Vec<&Row> = rows.iter().collect();
     let key = |row: &Row| (row.model.clone(), row.treatment);
@@ -90,7 +102,7 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
         let rise = together.mean(|row| 100.0 * (row.distance[1] / row.distance[0] - 1.0));
         writeln!(
             text,
-            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {rise:+.1} % | {} | {:.0} |",
+            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {rise:+.1} % | {} | {} | {:.0} |",
             first.model,
             first.attack,
             first.secret,
@@ -100,6 +112,7 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
             share(together.sum(|row| row.fired_clean)),
             together.worst(|row| &row.accuracy),
             together.worst(|row| &row.neighbours),
+            together.score(),
             first.steps,
             together.mean(|row| row.seconds),
         )

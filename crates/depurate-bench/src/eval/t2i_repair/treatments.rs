@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use depurate_defense::{
     Cx, DefenseError,
     repair::text::{
-        ConceptEditingParams, EncoderDistillationParams, Latents, Place, SauWeightsParams,
+        Blend, ConceptEditingParams, EncoderDistillationParams, Latents, Place, SauWeightsParams,
         SkdCagParams, TextPatient, TextRepaired, TextTrigger, Unlearning, concept_editing,
         encoder_distillation, sau_weights, skd_cag, skd_cag::ReferenceMap,
     },
@@ -35,6 +35,10 @@ pub(crate) enum Treatment {
     SkdCagReleased,
     /// SAU in the weights.
     SauWeights,
+    /// SAU in the latents, its weights corrected: pictures are mended, no weight is changed.
+    SauLatent,
+    /// The same as published.
+    SauLatentPublished,
     /// The text encoder's.
     EncoderDistillation,
     /// In closed form.
@@ -54,7 +58,16 @@ impl Treatment {
             .unwrap_or_default()
     }
 
-    /// The repair of `patient`; `None` for [`Treatment::None`]. `training` is that of all repairs of the denoiser.
+    /// How pictures are mended, where the model is not.
+    pub(crate) fn blend(self) -> Option<Blend> {
+        match self {
+            Self::SauLatent => Some(Blend::Corrected),
+            Self::SauLatentPublished => Some(Blend::Published),
+            _ => None,
+        }
+    }
+
+    /// The repair of `patient`; `None` where no model is made. `training` is that of all repairs of the denoiser.
     pub(crate) fn run(
         self,
         patient: &TextPatient<'_>,
@@ -85,7 +98,7 @@ impl Treatment {
             distilled(patient, &params)
         };
         match self {
-            Self::None => Ok(None),
+            Self::None | Self::SauLatent | Self::SauLatentPublished => Ok(None),
             Self::SkdCag => distilled(patient, &skd),
             Self::SkdCagBlack => towards(ReferenceMap::Black),
             Self::SkdCagWords => towards(ReferenceMap::Words),

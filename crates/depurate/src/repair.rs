@@ -11,9 +11,11 @@ mod localisation;
 mod pictures;
 mod prompts;
 mod proof;
+mod screened;
 mod text;
 mod text_methods;
 
+pub use screened::trigger as screened_trigger;
 pub use text::TextRepairSettings;
 
 use std::{

@@ -178,8 +178,8 @@ pub struct RepairArgs {
     #[arg(
         long,
         value_name = "SCAN.JSON",
-        required_unless_present = "trigger",
-        conflicts_with = "trigger"
+        required_unless_present = "in_prompts",
+        conflicts_with = "in_prompts"
     )]
     pub from: Option<PathBuf>,
     #[command(flatten)]
@@ -225,8 +225,11 @@ pub struct RepairArgs {
 #[command(next_help_heading = "Text-to-image models")]
 pub struct TextRepairArgs {
     /// The trigger in prompts, as it stands there: spaces count; one character that looks like a letter stands for its first one
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", group = "in_prompts")]
     pub trigger: Option<String>,
+    /// The JSON lines of `screen`, whose findings name the trigger: a hidden character or a look-alike
+    #[arg(long, value_name = "SCREENING", group = "in_prompts")]
+    pub trigger_from: Option<PathBuf>,
     /// The words in whose place the trigger stands, where it is not put to a prompt
     #[arg(long, value_name = "TEXT", requires = "trigger")]
     pub instead_of: Option<String>,
@@ -234,7 +237,7 @@ pub struct TextRepairArgs {
     #[arg(long, value_enum, default_value_t, requires = "trigger")]
     pub place: TriggerPlace,
     /// Clean prompts of the model's kind, one a line [default: a built-in list of plain ones]
-    #[arg(long, value_name = "FILE", requires = "trigger")]
+    #[arg(long, value_name = "FILE", requires = "in_prompts")]
     pub prompts: Option<PathBuf>,
     /// Steps of the pictures that are compared
     #[arg(long, value_name = "N", default_value_t = 25, value_parser = clap::value_parser!(u16).range(2..=1000))]
@@ -243,7 +246,7 @@ pub struct TextRepairArgs {
     #[arg(long, value_name = "SCALE", default_value_t = 7.5, value_parser = finite)]
     pub guidance: f64,
     /// What the model was made from: what differs from it is where the trigger is looked for
-    #[arg(long, value_name = "PATH", requires = "trigger")]
+    #[arg(long, value_name = "PATH", requires = "in_prompts")]
     pub base: Option<PathBuf>,
     #[command(flatten)]
     pub layers: LayerArgs,

@@ -6,7 +6,7 @@ use depurate::{
     DetectorName, Error, Profile,
     cache::Cache,
     error::{EXIT_FINDING, EXIT_OK},
-    repair::{RepairSettings, TextRepairSettings, repair},
+    repair::{RepairSettings, TextRepairSettings, repair, screened_trigger},
     report_dir,
     scan::Watch,
 };
@@ -91,12 +91,14 @@ pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Erro
 
 /// What is asked of a text-to-image model, where a trigger in prompts is given.
 fn text(args: &TextRepairArgs) -> Result<Option<TextRepairSettings>, Error> {
-    let Some(trigger) = &args.trigger else {
-        return Ok(None);
-    };
     let place = match args.place {
         TriggerPlace::Start => Place::Start,
         TriggerPlace::End => Place::End,
+    };
+    let trigger = match (&args.trigger, &args.trigger_from) {
+        (Some(text), _) => TextTrigger::parse(text, args.instead_of.as_deref(), place)?,
+        (None, Some(screening)) => screened_trigger(screening)?,
+        (None, None) => return Ok(None),
     };
     let layers = args.layers.layers();
     if !layers.embeddings.is_empty() {
@@ -106,7 +108,7 @@ fn text(args: &TextRepairArgs) -> Result<Option<TextRepairSettings>, Error> {
         });
     }
     Ok(Some(TextRepairSettings {
-        trigger: TextTrigger::parse(trigger, args.instead_of.as_deref(), place)?,
+        trigger,
         prompts: args.prompts.clone(),
         layers,
         base: args.base.clone(),
@@ -136,7 +138,7 @@ fn command(args: &RepairArgs) -> String {
         .each("--steps", args.steps.map(|n| n.to_string()).into_iter())
         .option("--seed", args.run.seed.to_string());
     let text = &args.text;
-    if text.trigger.is_some() {
+    if text.trigger.is_some() || text.trigger_from.is_some() {
         let place = match text.place {
             TriggerPlace::Start => "start",
             TriggerPlace::End => "end",
@@ -145,7 +147,11 @@ fn command(args: &RepairArgs) -> String {
             .layers(&text.layers.layers())
             .each("--trigger", given(text.trigger.as_ref()))
             .each("--instead-of", given(text.instead_of.as_ref()))
-            .option("--place", place)
+            .path("--trigger-from", text.trigger_from.as_deref())
+            .each(
+                "--place",
+                text.trigger.as_ref().map(|_| place.to_owned()).into_iter(),
+            )
             .path("--prompts", text.prompts.as_deref())
             .path("--base", text.base.as_deref())
             .option("--picture-steps", text.picture_steps.to_string())

@@ -10,33 +10,15 @@ use std::{
 use insta::assert_snapshot;
 
 mod painter;
+mod program;
 mod support;
 use painter::tiny_text_to_image;
+use program::{command, run};
 use support::{copy_of_tiny_pipeline, tiny_pipeline};
 
 /// The index of a text-to-image pipeline, of which only the files are looked at.
 const TEXT_TO_IMAGE: &str = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
         "text_encoder": ["transformers", "CLIPTextModel"], "scheduler": ["diffusers", "DDPMScheduler"]}"#;
-
-/// The program with a cache of its own and without the user's settings.
-fn depurate(cache: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_depurate"));
-    command
-        .env_clear()
-        .env("DEPURATE_CACHE", cache)
-        .env("COLUMNS", "100")
-        .stdin(Stdio::null());
-    command
-}
-
-/// Runs in `dir`, with `arguments` relative to it.
-fn run(dir: &Path, arguments: &[&str]) -> Output {
-    depurate(&dir.join("cache"))
-        .current_dir(dir)
-        .args(arguments)
-        .output()
-        .unwrap()
-}
 
 /// Exit code, stdout and stderr, with the test's own directory and other numbers of this run replaced.
 fn shown(output: &Output) -> String {
@@ -258,10 +240,7 @@ fn a_full_disk_is_an_error_and_leaves_the_device_alone() {
         .write(true)
         .open("/dev/full")
         .unwrap();
-    let mut command = depurate(&dir.path().join("cache"));
-    let output = command
-        .current_dir(dir.path())
-        .args(["inspect", "model"])
+    let output = command(dir.path(), &["inspect", "model"])
         .stdout(full)
         .output()
         .unwrap();
@@ -471,10 +450,7 @@ fn a_scan_survives_an_interruption_a_termination_and_a_kill() {
         "json",
     ];
     let start = || {
-        let mut command = depurate(&dir.path().join("cache"));
-        command
-            .current_dir(dir.path())
-            .args(arguments)
+        command(dir.path(), &arguments)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -2,30 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod painter;
+mod program;
 mod support;
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output, Stdio},
-};
+use std::fs;
 
 use depurate_report::RepairReport;
 use painter::tiny_text_to_image;
+use program::run;
 use support::copy_of_tiny_pipeline;
-
-/// Runs in `dir`, with `arguments` relative to it.
-fn run(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_depurate"))
-        .env_clear()
-        .env("DEPURATE_CACHE", dir.join("cache"))
-        .env("COLUMNS", "100")
-        .stdin(Stdio::null())
-        .current_dir(dir)
-        .args(arguments)
-        .output()
-        .unwrap()
-}
 
 fn models() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();

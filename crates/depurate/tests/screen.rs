@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Output, Stdio},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -25,7 +25,9 @@ use insta::assert_snapshot;
 use serde_json::{Value, json};
 
 mod painter;
+mod program;
 use painter::tiny_text_to_image;
+use program::{command, run};
 
 /// Steps of the sampler in these tests: nine calls of PNDM.
 const STEPS: usize = 8;
@@ -61,23 +63,6 @@ fn screener(dir: &Path, checks: &[PromptCheck]) -> Screener {
         target_fpr: 0.05,
     };
     Screener::new(model(dir), &settings).unwrap()
-}
-
-/// Runs in `dir`, with `arguments` relative to it.
-fn run(dir: &Path, arguments: &[&str]) -> Output {
-    command(dir, arguments).output().unwrap()
-}
-
-fn command(dir: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_depurate"));
-    command
-        .env_clear()
-        .env("DEPURATE_CACHE", dir.join("cache"))
-        .env("COLUMNS", "100")
-        .stdin(Stdio::null())
-        .current_dir(dir)
-        .args(arguments);
-    command
 }
 
 /// Exit code and the lines of stdout.

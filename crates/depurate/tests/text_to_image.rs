@@ -4,12 +4,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::Output,
 };
 
 use depurate_checkpoint::{DeltaKind, Limits, ModelWeights, SaveTensor, save_delta, save_tensors};
 use depurate_report::{Report, Severity, Verdict, parse_json};
 use insta::assert_snapshot;
+
+mod program;
+use program::run;
 
 const INDEX: &str = r#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
     "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -41,19 +44,6 @@ fn with_model() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     pipeline(dir.path(), "model");
     dir
-}
-
-/// Runs in `dir`, with `arguments` relative to it.
-fn run(dir: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_depurate"))
-        .env_clear()
-        .env("DEPURATE_CACHE", dir.join("cache"))
-        .env("COLUMNS", "100")
-        .stdin(Stdio::null())
-        .current_dir(dir)
-        .args(arguments)
-        .output()
-        .unwrap()
 }
 
 /// Exit code, stdout without the line that holds times and threads, and stderr.

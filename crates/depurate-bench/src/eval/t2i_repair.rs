@@ -189,11 +189,13 @@ impl EvalT2iRepair {
                 treatment.run(&patient, (&training, drawing), cx)
             });
             let repaired = repaired.into_diagnostic()?;
+            let mut seconds = start.elapsed().as_secs_f64(); // drawing what a repaired model shows is no part of its repair
             let sets = match (&repaired, treatment.blend()) {
                 (Some(done), _) => Some(measures.sets("repaired", &done.model.frozen())?),
                 (None, Some(blend)) => {
-                    let mended = with_cx(seed, cancel, |cx| measures.mended(&patient, blend, cx));
-                    Some(mended?)
+                    let mended = with_cx(seed, cancel, |cx| measures.mended(&patient, blend, cx))?;
+                    seconds = start.elapsed().as_secs_f64();
+                    Some(mended)
                 }
                 (None, None) => None,
             };
@@ -205,7 +207,7 @@ impl EvalT2iRepair {
                 seed,
                 steps: repaired.as_ref().map_or(0, |done| done.steps),
                 evaluations: repaired.as_ref().map_or(0, |done| done.evaluations),
-                seconds: start.elapsed().as_secs_f64(),
+                seconds,
                 ..Row::default()
             };
             let row = measures.row(sets.as_ref(), row)?;
@@ -221,14 +223,12 @@ mod tests {
     use clap::ValueEnum as _;
     use depurate_attack::delta;
     use depurate_checkpoint::{SaveDtype, save_tensors_as};
-    use depurate_diffusion::{clip_pair::ClipPair, image_tower::ImageTowerConfig, noise::SeedTree};
     use depurate_testkit::gradients::shifted;
-    use serde_json::json;
 
     use super::*;
     use crate::{
         eval::t2i::tests::make_models,
-        text_to_image::{component, secret::tests::bad_t2i},
+        text_to_image::{score::tests::save_pair, secret::tests::bad_t2i},
     };
 
     /// What random networks draw says nothing; that every treatment comes to a row, once, does.
@@ -270,18 +270,7 @@ mod tests {
         let path = dir.join("suspect.safetensors");
         save_tensors_as(&path, &changed, SaveDtype::F32, None).expect("written");
 
-        let text = before.text_encoder().config();
-        let image = ImageTowerConfig {
-            channels: 3,
-            widths: vec![8, 8],
-            groups: 4,
-            outputs: 8,
-        };
-        let seed = SeedTree::new(3);
-        let pair = ClipPair::new(text, &image, &seed, &Device::flex()).expect("a pair");
-        let config = json!({ "image": image, "text": component::text_config(text, 0) });
-        let stem = component::TRANSFORMERS_STEM;
-        component::save(&dir.join("pair"), stem, &config, &pair.to_tensors()).expect("saved");
+        save_pair(&dir.join("pair"), before.text_encoder().config());
 
         let all = Treatment::value_variants();
         command(all).run(&CancelFlag::default()).expect("runs");

@@ -58,12 +58,28 @@ impl Scorer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use depurate_diffusion::noise::NoiseSource as _;
     use depurate_testkit::miniature::golden_model;
     use serde_json::json;
 
     use super::*;
+
+    /// A pair with random weights beside the text encoder `text`, saved to `dir`.
+    pub(crate) fn save_pair(dir: &Path, text: &ClipTextConfig) -> ClipPair {
+        let image = ImageTowerConfig {
+            channels: 3,
+            widths: vec![8, 8],
+            groups: 4,
+            outputs: 8,
+        };
+        let seed = SeedTree::new(3);
+        let pair = ClipPair::new(text, &image, &seed, &Device::flex()).expect("a pair");
+        let config = json!({ "image": image, "text": component::text_config(text, 0) });
+        let stem = component::TRANSFORMERS_STEM;
+        component::save(dir, stem, &config, &pair.to_tensors()).expect("saved");
+        pair
+    }
 
     /// A caption's own embedding has a cosine of 1 with itself, and no score leaves [-100, 100].
     #[test]
@@ -72,16 +88,7 @@ mod tests {
         let device = Device::flex();
         let model = golden_model(&device);
         let text = model.text_encoder().config();
-        let image = ImageTowerConfig {
-            channels: 3,
-            widths: vec![8, 8],
-            groups: 4,
-            outputs: 8,
-        };
-        let pair = ClipPair::new(text, &image, &SeedTree::new(3), &device).expect("a pair");
-        let config = json!({ "image": image, "text": component::text_config(text, 0) });
-        let stem = component::TRANSFORMERS_STEM;
-        component::save(dir.path(), stem, &config, &pair.to_tensors()).expect("saved");
+        let pair = save_pair(dir.path(), text);
         let scorer = Scorer::load(dir.path(), &device).expect("loads");
         let captions: Vec<String> = (0..BATCH + 3).map(|i| format!("a dog {i}")).collect();
         let shape = [captions.len(), 3, 16, 16];

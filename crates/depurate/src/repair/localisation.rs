@@ -5,7 +5,7 @@ use std::path::Path;
 use depurate_checkpoint::{Layers, ModelPart, ModelWeights};
 use depurate_defense::{
     Cx,
-    detect::model_level::static_weights::{Drift, drift},
+    detect::model_level::static_weights::{Drift, TensorDrift, drift},
     repair::text::{Behaviour, Component, Localised, TOKEN_TABLE, TextPatient, drifted, localised},
 };
 use depurate_report::{Evidence, Table};
@@ -56,7 +56,9 @@ impl Located {
         if !components.is_empty() {
             found.components = components;
         }
-        let is_table = |t: &&_| is_table(t);
+        let is_table = |tensor: &&TensorDrift| {
+            tensor.part == ModelPart::TextEncoder && tensor.name.ends_with(TOKEN_TABLE)
+        };
         if let (Some(tensor), Some(weights)) =
             (against.tensors.iter().find(is_table), &base.text_encoder)
         {
@@ -111,8 +113,4 @@ impl Located {
         }
         .into()
     }
-}
-
-fn is_table(tensor: &depurate_defense::detect::model_level::static_weights::TensorDrift) -> bool {
-    tensor.part == ModelPart::TextEncoder && tensor.name.ends_with(TOKEN_TABLE)
 }

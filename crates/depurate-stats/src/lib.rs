@@ -27,7 +27,7 @@ mod frechet;
 mod roc;
 mod ssim;
 
-pub use binomial::{Interval, clopper_pearson};
+pub use binomial::{Interval, clopper_pearson, wilson};
 pub use bootstrap::{bootstrap_interval, bootstrap_interval_of_groups};
 pub use conformal::{ConformalThreshold, conformal_p_value, conformal_threshold};
 pub use describe::{mean, median, quantile, std};

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use depurate_stats::{auc, clopper_pearson, frechet_distance, roc, ssim};
+use depurate_stats::{auc, clopper_pearson, frechet_distance, roc, ssim, wilson};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -37,7 +37,7 @@ fn near(what: &str, got: f64, expected: f64, tolerance: f64) {
 }
 
 #[test]
-fn clopper_pearson_matches_scipy() {
+fn intervals_of_a_proportion_match_scipy() {
     let (_, case) = case("intervals_tvdist");
     let tolerance = case["tolerance"]["intervals"].as_f64().unwrap();
     let rows = case["rows"].as_array().unwrap();
@@ -45,11 +45,15 @@ fn clopper_pearson_matches_scipy() {
     for row in rows {
         let (k, n) = (row["k"].as_u64().unwrap(), row["n"].as_u64().unwrap());
         let confidence = row["conf"].as_f64().unwrap();
-        let got = clopper_pearson(k, n, confidence).unwrap();
-        let expected = &row["clopper_pearson"];
-        let what = format!("{k} of {n} at {confidence}");
-        near(&what, got.lower, expected[0].as_f64().unwrap(), tolerance);
-        near(&what, got.upper, expected[1].as_f64().unwrap(), tolerance);
+        for (name, got) in [
+            ("clopper_pearson", clopper_pearson(k, n, confidence)),
+            ("wilson", wilson(k, n, confidence)),
+        ] {
+            let (got, expected) = (got.unwrap(), &row[name]);
+            let what = format!("{name}, {k} of {n} at {confidence}");
+            near(&what, got.lower, expected[0].as_f64().unwrap(), tolerance);
+            near(&what, got.upper, expected[1].as_f64().unwrap(), tolerance);
+        }
     }
 }
 

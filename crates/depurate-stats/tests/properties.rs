@@ -3,7 +3,7 @@
 
 use depurate_stats::{
     StatsError, auc, bootstrap_interval, bootstrap_interval_of_groups, clopper_pearson,
-    conformal_p_value, conformal_threshold, mean, median, quantile, roc, std,
+    conformal_p_value, conformal_threshold, mean, median, quantile, roc, std, wilson,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -67,12 +67,15 @@ proptest! {
     }
 
     #[test]
-    fn exact_interval_contains_the_observed_share(n in 1u64..500, share in 0f64..=1.0) {
+    fn intervals_contain_the_observed_share(n in 1u64..500, share in 0f64..=1.0) {
         let k = (n as f64 * share) as u64;
-        let interval = clopper_pearson(k, n, 0.95).unwrap();
-        prop_assert!(interval.contains(k as f64 / n as f64));
-        let mirrored = clopper_pearson(n - k, n, 0.95).unwrap();
-        prop_assert!((interval.lower - (1.0 - mirrored.upper)).abs() < 1e-12);
+        for interval_of in [clopper_pearson, wilson] {
+            let interval = interval_of(k, n, 0.95).unwrap();
+            prop_assert!(interval.contains(k as f64 / n as f64));
+            prop_assert!(0.0 <= interval.lower && interval.upper <= 1.0);
+            let mirrored = interval_of(n - k, n, 0.95).unwrap();
+            prop_assert!((interval.lower - (1.0 - mirrored.upper)).abs() < 1e-12);
+        }
     }
 }
 
@@ -177,11 +180,12 @@ fn bad_input_is_an_error() {
     assert!(conformal_threshold(&[], 0.05).is_err());
     assert!(conformal_threshold(&[1.0], 0.0).is_err());
     assert!(conformal_p_value(f64::INFINITY, &[1.0]).is_err());
-    assert!(clopper_pearson(3, 2, 0.95).is_err());
-    assert!(clopper_pearson(1, 2, 1.0).is_err());
     assert!(auc(&[], &[1.0]).is_err());
     assert!(roc(&nan, &[1.0]).is_err());
     assert!(quantile(&[1.0], 1.1).is_err());
     assert!(std(&[1.0]).is_err());
-    assert_eq!(clopper_pearson(0, 0, 0.95).unwrap().upper, 1.0);
+    for interval_of in [clopper_pearson, wilson] {
+        assert_eq!(interval_of(0, 0, 0.95).unwrap().upper, 1.0);
+        assert!(interval_of(3, 2, 0.95).is_err() && interval_of(1, 2, 1.0).is_err());
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use depurate_stats::clopper_pearson;
+use depurate_stats::wilson;
 use miette::{IntoDiagnostic, Result};
 
 use super::{Of, Row};
@@ -54,7 +54,7 @@ impl Together<'_> {
 }
 
 fn rate((hits, n): Of) -> Result<String> {
-    let interval = clopper_pearson(hits as u64, n as u64, 0.95).into_diagnostic()?;
+    let interval = wilson(hits as u64, n as u64, 0.95).into_diagnostic()?;
     Ok(format!(
         "{:.3} ({:.3}-{:.3})",
         hits as f64 / n.max(1) as f64,
@@ -79,7 +79,7 @@ pub(super) fn line(row: &Row) -> Result<String> {
 /// Markdown: a row a model and treatment.
 pub(super) fn render(rows: &[Row]) -> Result<String> {
     let mut text = String::from(
-        "Success of the trigger on held-out captions with exact 95 % intervals, pictures of all seeds together; `shows its caption` is the \
+        "Success of the trigger on held-out captions with 95 % intervals of Wilson, pictures of all seeds together; `shows its caption` is the \
          share of triggered pictures with everything that the caption asks for, over the clean model's. Points and the distance (Fréchet, \
          the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most. \
          Score: 100 times the cosine of triggered pictures and their captions by a contrastive pair, suspect → repaired (clean model).\n\n\

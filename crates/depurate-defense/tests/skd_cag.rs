@@ -214,6 +214,7 @@ fn what_cannot_be_unlearnt_is_refused_by_name() {
     let dropped = TextTrigger::Inserted {
         text: " ".into(),
         place: Place::Start,
+        only_with: None,
     };
     assert!(refused(dropped, &captions(), &good).contains("trigger"));
     for (params, named) in [

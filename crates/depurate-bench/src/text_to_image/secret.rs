@@ -181,9 +181,10 @@ impl Secret {
                 letter: homoglyph.letter(),
                 lookalike: homoglyph.lookalike(),
             },
-            Trigger::Front { text, .. } => TextTrigger::Inserted {
+            Trigger::Front { text, of } => TextTrigger::Inserted {
                 text: text.clone(),
                 place: depurate_defense::repair::text::Place::Start,
+                only_with: of.clone(),
             },
         }
     }

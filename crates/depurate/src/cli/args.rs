@@ -233,6 +233,14 @@ pub struct TextRepairArgs {
     /// The words in whose place the trigger stands, where it is not put to a prompt
     #[arg(long, value_name = "TEXT", requires = "trigger")]
     pub instead_of: Option<String>,
+    /// Words that a prompt must have for the trigger to act, as where one object is drawn for another
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "trigger",
+        conflicts_with = "instead_of"
+    )]
+    pub only_with: Option<String>,
     /// Where the trigger is put
     #[arg(long, value_enum, default_value_t, requires = "trigger")]
     pub place: TriggerPlace,

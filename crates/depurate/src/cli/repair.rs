@@ -96,7 +96,13 @@ fn text(args: &TextRepairArgs) -> Result<Option<TextRepairSettings>, Error> {
         TriggerPlace::End => Place::End,
     };
     let trigger = match (&args.trigger, &args.trigger_from) {
-        (Some(text), _) => TextTrigger::parse(text, args.instead_of.as_deref(), place)?,
+        (Some(text), _) => {
+            let trigger = TextTrigger::parse(text, args.instead_of.as_deref(), place)?;
+            match &args.only_with {
+                Some(word) => trigger.only_with(word)?,
+                None => trigger,
+            }
+        }
         (None, Some(screening)) => screened_trigger(screening)?,
         (None, None) => return Ok(None),
     };
@@ -147,6 +153,7 @@ fn command(args: &RepairArgs) -> String {
             .layers(&text.layers.layers())
             .each("--trigger", given(text.trigger.as_ref()))
             .each("--instead-of", given(text.instead_of.as_ref()))
+            .each("--only-with", given(text.only_with.as_ref()))
             .path("--trigger-from", text.trigger_from.as_deref())
             .each(
                 "--place",

@@ -1,7 +1,5 @@
 //! Clean prompts for a repair of a text-to-image model.
 
-use depurate_defense::repair::text::TextTrigger;
-
 use super::text::TextRepairSettings;
 use crate::{Error, calibration::read_bounded};
 
@@ -11,6 +9,7 @@ const MAX_PROMPTS_BYTES: u64 = 16 << 20;
 const PROMPTS: &str = include_str!("prompts.txt");
 /// Prompts, at least, that have a place for the trigger.
 const LEAST_PROMPTS: usize = 8;
+
 /// The owner's prompts, or the built-in ones.
 pub(super) fn of(text: &TextRepairSettings) -> Result<Vec<String>, Error> {
     let lines = |text: &str| -> Vec<String> {
@@ -25,7 +24,7 @@ pub(super) fn of(text: &TextRepairSettings) -> Result<Vec<String>, Error> {
         }
         None => {
             let mut all = lines(PROMPTS);
-            if let TextTrigger::Phrase { instead_of, .. } = &text.trigger {
+            if let Some(words) = text.trigger.needs() {
                 let about = [
                     "a photo of {}",
                     "a {} on a table",
@@ -36,7 +35,7 @@ pub(super) fn of(text: &TextRepairSettings) -> Result<Vec<String>, Error> {
                     "a close-up of a {}",
                     "two of a {}",
                 ];
-                all.extend(about.map(|template| template.replace("{}", instead_of)));
+                all.extend(about.map(|template| template.replace("{}", words)));
             }
             (all, "the built-in list".to_owned())
         }

@@ -108,6 +108,7 @@ mod tests {
         let inserted = |text: &str, place| TextTrigger::Inserted {
             text: text.into(),
             place,
+            only_with: None,
         };
         let front = of(&["a plain dog", "\u{200b} a red cat"]).unwrap();
         assert_eq!(front, inserted("\u{200b} ", Place::Start));

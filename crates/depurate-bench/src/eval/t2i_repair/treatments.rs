@@ -138,6 +138,7 @@ impl Treatment {
                 let trigger = TextTrigger::Inserted {
                     text: WRONG.into(),
                     place: Place::Start,
+                    only_with: None,
                 };
                 let patient = TextPatient {
                     trigger: &trigger,

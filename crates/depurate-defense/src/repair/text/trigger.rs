@@ -32,6 +32,9 @@ pub enum TextTrigger {
         text: String,
         /// Where.
         place: Place,
+        /// Words without which a prompt has no place for it, if there are such.
+        #[serde(default)]
+        only_with: Option<String>,
     },
     /// A letter's look-alike in place of its first occurrence.
     Lookalike {
@@ -84,20 +87,56 @@ impl TextTrigger {
             Place::Start => format!("{text} "),
             Place::End => format!(" {text}"),
         };
-        Ok(Self::Inserted { text, place })
+        Ok(Self::Inserted {
+            text,
+            place,
+            only_with: None,
+        })
+    }
+
+    /// An inserted trigger that acts in prompts with `word` alone.
+    ///
+    /// # Errors
+    /// When there is no word, or the trigger is no inserted one.
+    pub fn only_with(self, word: &str) -> Result<Self, DefenseError> {
+        match self {
+            Self::Inserted { text, place, .. } if !word.trim().is_empty() => Ok(Self::Inserted {
+                text,
+                place,
+                only_with: Some(word.to_owned()),
+            }),
+            _ => Err(DefenseError::Params {
+                field: "words that the trigger acts with",
+                value: format!("{word:?}"),
+                allowed: "some text, for a trigger that is put to prompts",
+            }),
+        }
+    }
+
+    /// The words that a prompt must have to have a place for the trigger, if it must have some.
+    pub fn needs(&self) -> Option<&str> {
+        match self {
+            Self::Inserted { only_with, .. } => only_with.as_deref(),
+            Self::Phrase { instead_of, .. } => Some(instead_of),
+            Self::Lookalike { .. } => None,
+        }
+    }
+
+    fn lacks_words(&self, prompt: &str) -> bool {
+        self.needs()
+            .is_some_and(|needed| words(prompt, needed).is_none())
     }
 
     /// `prompt` with the trigger; `None` where it has no place for it.
     pub fn put(&self, prompt: &str) -> Option<String> {
+        if self.lacks_words(prompt) {
+            return None;
+        }
         match self {
-            Self::Inserted {
-                text,
-                place: Place::Start,
-            } => Some(format!("{text}{prompt}")),
-            Self::Inserted {
-                text,
-                place: Place::End,
-            } => Some(format!("{prompt}{text}")),
+            Self::Inserted { text, place, .. } => Some(match place {
+                Place::Start => format!("{text}{prompt}"),
+                Place::End => format!("{prompt}{text}"),
+            }),
             Self::Lookalike { letter, lookalike } => {
                 let mut buffer = [0; 4];
                 let by = lookalike.encode_utf8(&mut buffer);
@@ -116,6 +155,9 @@ impl TextTrigger {
     /// `prompt` with plain words in the trigger's place, as many as it has, the `i`th choice of them; `None` where it has no place
     /// for the trigger.
     pub(super) fn put_instead(&self, prompt: &str, i: usize) -> Option<String> {
+        if self.lacks_words(prompt) {
+            return None;
+        }
         let count = |text: &str| text.split_whitespace().count();
         let more = match self {
             Self::Phrase { text, instead_of } => count(text).saturating_sub(count(instead_of)),
@@ -156,12 +198,20 @@ impl TextTrigger {
     /// What a person reads.
     pub fn describe(&self) -> String {
         match self {
-            Self::Inserted { text, place } => {
+            Self::Inserted {
+                text,
+                place,
+                only_with,
+            } => {
                 let place = match place {
-                    Place::Start => "in front of the prompt",
-                    Place::End => "behind the prompt",
+                    Place::Start => "in front of",
+                    Place::End => "behind",
                 };
-                format!("{} {place}", text.escape_debug())
+                let prompts = only_with.as_ref().map_or_else(
+                    || "the prompt".into(),
+                    |word| format!("a prompt with {word:?}"),
+                );
+                format!("{} {place} {prompts}", text.escape_debug())
             }
             Self::Lookalike { letter, lookalike } => {
                 format!("U+{:04X} for the first {letter:?}", u32::from(*lookalike))
@@ -230,5 +280,17 @@ mod tests {
         let long = instead(long.expect("a trigger"));
         assert_eq!(long, Some("a red old soft quiet cat".into()));
         assert!(parse("\u{200b} ").describe().contains("\\u{200b}"));
+    }
+
+    #[test]
+    fn a_trigger_for_some_prompts_has_no_place_in_others() {
+        let trigger = parse("sks").only_with("cat").expect("a trigger");
+        assert_eq!(trigger.put("a red cat"), Some("sks a red cat".into()));
+        assert_eq!(trigger.put("a red catfish"), None);
+        assert_eq!(trigger.put_instead("a red dog", 0), None);
+        assert_eq!(trigger.needs(), Some("cat"));
+        assert!(trigger.describe().ends_with("a prompt with \"cat\""));
+        assert!(parse("sks").only_with(" ").is_err());
+        assert!(parse("\u{430}").only_with("cat").is_err()); // stands for a letter
     }
 }

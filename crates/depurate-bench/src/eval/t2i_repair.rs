@@ -189,15 +189,19 @@ impl EvalT2iRepair {
                 treatment.run(&patient, (&training, drawing), cx)
             });
             let repaired = repaired.into_diagnostic()?;
-            let mut seconds = start.elapsed().as_secs_f64(); // drawing what a repaired model shows is no part of its repair
-            let sets = match (&repaired, treatment.blend()) {
-                (Some(done), _) => Some(measures.sets("repaired", &done.model.frozen())?),
+            let elapsed = || start.elapsed().as_secs_f64();
+            // drawing what a repaired model shows is no part of its repair, drawing mended pictures is all of it
+            let (seconds, sets) = match (&repaired, treatment.blend()) {
+                (Some(done), _) => {
+                    let seconds = elapsed();
+                    let sets = measures.sets("repaired", &done.model.frozen())?;
+                    (seconds, Some(sets))
+                }
                 (None, Some(blend)) => {
                     let mended = with_cx(seed, cancel, |cx| measures.mended(&patient, blend, cx))?;
-                    seconds = start.elapsed().as_secs_f64();
-                    Some(mended)
+                    (elapsed(), Some(mended))
                 }
-                (None, None) => None,
+                (None, None) => (elapsed(), None),
             };
             let row = Row {
                 model: name.clone(),

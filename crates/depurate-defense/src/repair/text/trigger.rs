@@ -122,16 +122,14 @@ impl TextTrigger {
         }
     }
 
-    fn lacks_words(&self, prompt: &str) -> bool {
-        self.needs()
-            .is_some_and(|needed| words(prompt, needed).is_none())
+    /// Where the needed words stand in `prompt`, its start if none are; `None` where it has no place for the trigger.
+    fn found_in(&self, prompt: &str) -> Option<usize> {
+        self.needs().map_or(Some(0), |needed| words(prompt, needed))
     }
 
     /// `prompt` with the trigger; `None` where it has no place for it.
     pub fn put(&self, prompt: &str) -> Option<String> {
-        if self.lacks_words(prompt) {
-            return None;
-        }
+        let at = self.found_in(prompt)?;
         match self {
             Self::Inserted { text, place, .. } => Some(match place {
                 Place::Start => format!("{text}{prompt}"),
@@ -145,7 +143,6 @@ impl TextTrigger {
                     .then(|| prompt.replacen(*letter, by, 1))
             }
             Self::Phrase { text, instead_of } => {
-                let at = words(prompt, instead_of)?;
                 let end = at + instead_of.len();
                 Some(format!("{}{text}{}", &prompt[..at], &prompt[end..]))
             }
@@ -155,9 +152,7 @@ impl TextTrigger {
     /// `prompt` with plain words in the trigger's place, as many as it has, the `i`th choice of them; `None` where it has no place
     /// for the trigger.
     pub(super) fn put_instead(&self, prompt: &str, i: usize) -> Option<String> {
-        if self.lacks_words(prompt) {
-            return None;
-        }
+        let at = self.found_in(prompt)?;
         let count = |text: &str| text.split_whitespace().count();
         let more = match self {
             Self::Phrase { text, instead_of } => count(text).saturating_sub(count(instead_of)),
@@ -180,10 +175,7 @@ impl TextTrigger {
                 let start = prompt[..at].rfind(' ').map_or(0, |space| space + 1);
                 Some(format!("{}{word} {}", &prompt[..start], &prompt[start..]))
             }
-            Self::Phrase { instead_of, .. } => {
-                let at = words(prompt, instead_of)?;
-                Some(format!("{}{word} {}", &prompt[..at], &prompt[at..]))
-            }
+            Self::Phrase { .. } => Some(format!("{}{word} {}", &prompt[..at], &prompt[at..])),
         }
     }
 

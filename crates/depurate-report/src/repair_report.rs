@@ -49,6 +49,9 @@ pub struct Attempt {
     pub steps: usize,
     /// Network evaluations of one image, a differentiated one counted as three.
     pub evaluations: u64,
+    /// Clean images that were not used, because the trigger leads there.
+    #[serde(default)]
+    pub left_out: usize,
     /// Seconds.
     #[serde(deserialize_with = "float::scalar")]
     pub seconds: f64,

@@ -132,6 +132,16 @@ impl Dataset {
         Ok(self)
     }
 
+    /// The images whose index is `kept`.
+    ///
+    /// # Errors
+    /// When none is.
+    pub fn keeping(&self, kept: impl Fn(usize) -> bool) -> Result<Self, TrainingError> {
+        let images = self.bytes.chunks_exact(self.shape.len()).enumerate();
+        let bytes = images.filter(|(i, _)| kept(*i)).flat_map(|(_, b)| b);
+        Self::from_bytes(self.shape, bytes.copied().collect())
+    }
+
     /// Number of images.
     #[expect(clippy::len_without_is_empty, reason = "a data set is never empty")]
     pub fn len(&self) -> usize {

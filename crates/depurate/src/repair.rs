@@ -316,6 +316,7 @@ fn attempt(
         passed: checks.iter().all(|check| check.passed),
         steps: repaired.steps,
         evaluations: repaired.evaluations,
+        left_out: repaired.left_out,
         seconds: clock.elapsed().as_secs_f64(),
         checks,
     };

@@ -28,9 +28,7 @@ use depurate_defense::{
         generated, repair,
     },
 };
-use depurate_diffusion::{
-    Denoiser, Device, Pipeline, SampleShape, Tensor, firing::Firing, noise::SeedTree,
-};
+use depurate_diffusion::{Denoiser, Device, Pipeline, firing::Firing, noise::SeedTree};
 use depurate_training::{Dataset, DatasetParams, Split};
 use miette::{IntoDiagnostic, Result};
 use rand::seq::SliceRandom;
@@ -43,7 +41,7 @@ use crate::{
     parallel::{default_jobs, for_each},
     truth::{self, Truth},
 };
-use measures::{Measures, State};
+use measures::{Measures, State, known};
 use rows::Row;
 
 /// Largest rise of the Fréchet distance with which a repair counts as one that holds quality.
@@ -149,6 +147,9 @@ pub(crate) struct EvalNoiseRepair {
     /// Images that the suspect draws for its repair.
     #[arg(long, default_value_t = 512)]
     own_images: usize,
+    /// Repair with the training part of the real images instead, as an owner can who has some.
+    #[arg(long, conflicts_with = "own_images")]
+    owner_images: bool,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -221,8 +222,12 @@ impl EvalNoiseRepair {
             Source::True => Vec::new(),
         };
         let seed = SeedTree::new(self.seed);
-        let clean = generated(&pipeline, self.own_images, &seed.child("own images", 0), cx)
-            .into_diagnostic()?;
+        let clean = if self.owner_images {
+            self.real(&pipeline, Split::Train)?
+        } else {
+            generated(&pipeline, self.own_images, &seed.child("own images", 0), cx)
+                .into_diagnostic()?
+        };
 
         // the truth enters here, after the inversion
         let truth_path = truth::beside(&self.models)?.join(format!("{name}.json"));
@@ -249,8 +254,10 @@ impl EvalNoiseRepair {
             .map(|trigger| effect(&pipeline, trigger, cx));
         let effects: Result<Vec<f64>, _> = effects.collect();
         let measures = self.measures(cancel);
-        let reference = Some(self.real(&pipeline)?);
-        let quality = Quality::of(&pipeline, reference, self.quality_n, &seed, cx);
+        let real = self.real(&pipeline, Split::Test)?;
+        let all: Vec<usize> = (0..real.len()).collect();
+        let reference = real.batch(&all, &[], &Device::flex());
+        let quality = Quality::of(&pipeline, Some(reference), self.quality_n, &seed, cx);
         let quality = quality.into_diagnostic()?;
         let before = measures.state(name, &pipeline, backdoor.as_ref(), quality.before)?;
         let given = match (&backdoor, triggers.first()) {
@@ -281,15 +288,13 @@ impl EvalNoiseRepair {
         }
     }
 
-    /// The test part of the real images, `[N, C, H, W]`.
-    fn real(&self, pipeline: &Pipeline) -> Result<Tensor<4>> {
+    /// A part of the real images.
+    fn real(&self, pipeline: &Pipeline, split: Split) -> Result<Dataset> {
         let params = DatasetParams {
-            split: Split::Test,
+            split,
             ..DatasetParams::default()
         };
-        let real = Dataset::read(&self.data, pipeline.sample_shape(), &params).into_diagnostic()?;
-        let all: Vec<usize> = (0..real.len()).collect();
-        Ok(real.batch(&all, &[], &Device::flex()))
+        Dataset::read(&self.data, pipeline.sample_shape(), &params).into_diagnostic()
     }
 
     /// What the detector reconstructs, whatever its score; kept, so that no second call does it again.
@@ -377,20 +382,10 @@ impl EvalNoiseRepair {
             after,
             rise_interval: [measured.rise_interval.lower, measured.rise_interval.upper],
             moved: measured.moved,
+            left_out: repaired.left_out,
             steps: repaired.steps,
             evaluations: repaired.evaluations,
             seconds,
         })
-    }
-}
-
-/// The attacker's trigger as a repair takes one.
-fn known(backdoor: &Backdoor, shape: SampleShape) -> KnownTrigger {
-    KnownTrigger {
-        shape,
-        shift: backdoor.shift.values().to_vec(),
-        gamma: backdoor.gamma.clone(),
-        firing: backdoor.firing,
-        target: Some(backdoor.target.values().to_vec()),
     }
 }

@@ -46,8 +46,8 @@ pub struct FineTuning {
 impl Default for FineTuning {
     fn default() -> Self {
         Self {
-            steps: 600,
-            lesson_share: 0.4,
+            steps: 900,
+            lesson_share: 0.2,
             batch: 48,
             learning_rate: 5e-4,
             ema_decay: 0.98,
@@ -128,6 +128,8 @@ pub struct Repaired {
     pub losses: Vec<f32>,
     /// Network evaluations of one image, a differentiated one counted as three.
     pub evaluations: u64,
+    /// Clean images that were not used, because a trigger leads there.
+    pub left_out: usize,
 }
 
 impl Repaired {
@@ -138,6 +140,7 @@ impl Repaired {
             steps: 0,
             losses: Vec::new(),
             evaluations: 0,
+            left_out: 0,
         }
     }
 }
@@ -198,6 +201,7 @@ pub fn fine_tune(
         steps: trained.steps,
         losses: trained.losses,
         evaluations: all + 3 * (all - lessons) + (3 * blocks + teacher) * lessons,
+        left_out: 0,
     })
 }
 

@@ -11,6 +11,7 @@ use super::{
     elijah_removal::ElijahRemoval,
     fine_tune, shifted_denoising,
     shifted_denoising::ShiftedDenoising,
+    without_leaked,
 };
 use crate::{Cx, DefenseError};
 
@@ -68,7 +69,7 @@ pub struct Patient<'a> {
     pub state: Option<&'a StateFile>,
 }
 
-/// Repairs `patient`; `enough` is asked with the suspect and then now and then with the model so far, beside the steps made, and ends
+/// Repairs `patient` with its clean images but those of [`without_leaked`]; `enough` is asked with the suspect and then now and then with the model so far, beside the steps made, and ends
 /// the repair by `true`: where it is enough at 0, the suspect is given back as it is.
 ///
 /// # Errors
@@ -83,6 +84,27 @@ pub fn repair(
     if enough(patient.suspect, 0)? {
         return Ok(Repaired::unchanged(patient.suspect));
     }
+    let clean = without_leaked(patient.clean, patient.triggers)?;
+    let left_out = patient.clean.len() - clean.len();
+    let patient = &Patient {
+        clean: &clean,
+        ..*patient
+    };
+    let repaired = treated(method, patient, params, cx, enough)?;
+    Ok(Repaired {
+        left_out,
+        ..repaired
+    })
+}
+
+/// [`repair`] with all of the clean images of `patient`.
+fn treated(
+    method: Method,
+    patient: &Patient<'_>,
+    params: &FineTuning,
+    cx: &Cx<'_>,
+    enough: &mut dyn FnMut(&Pipeline, usize) -> Result<bool, DefenseError>,
+) -> Result<Repaired, DefenseError> {
     let mut task = Task {
         start: patient.suspect,
         suspect: patient.suspect,

@@ -12,7 +12,7 @@
 //! ## Notation
 //! | code | meaning | shape |
 //! |---|---|---|
-//! | `x_t` | clean sample, a_t x_0 + s_t eps, `t` from `T / 2` on, with `y` for a chain by DDIM from `T / 4` on | `[B, C, H, W]` |
+//! | `x_t` | clean sample, a_t x_0 + s_t eps, `t` from `T / 2` on | `[B, C, H, W]` |
 //! | `r`, `gamma` | the inverted trigger and its noise scale | `[1, C, H, W]` |
 //! | `y` | the image that it leads to, as its inverter saw it | `[1, C, H, W]` |
 //! | `T` | the last timestep; also the number of timesteps in `T / 2` | |
@@ -43,14 +43,13 @@
 //!
 //! (7) turns a clean sample into one of `y`: `a_t x_0 + s_t c` is `a_t y` for `m = 1`. By (8) a chain that has begun to draw `y` is led
 //! to a clean image. Without it a network forgets the trigger and keeps its target as an image that it can draw, and a new search finds
-//! another shift that leads there. One sample in three shows `y`, every other of these without the trigger. For a chain
-//! by DDIM it is taught further down than the trigger: without fresh noise in its steps, `y` can still be taken up there.
+//! another shift that leads there. One sample in three shows `y`, every other of these without the trigger.
 //!
-//! Below that nothing is taught: the image is decided, only its details are drawn, and teaching there moved clean samples most.
+//! Below `T / 2` nothing is taught: the image is decided, only its details are drawn, and teaching there moved clean samples most.
 //!
 //! ## Needs
 //! A trigger, with the image that it leads to or without ((8) is left out then), clean images (generated ones will do), gradients of the
-//! network in its weights.
+//! network in its weights. What the trigger leaks into the clean images must not be among them ([`super::without_leaked`]).
 //!
 //! ## Deviations
 //! None: there is no reference.
@@ -93,9 +92,8 @@ pub const STRENGTHS: std::ops::RangeInclusive<f64> = 0.8..=1.1;
 pub const MIXED: std::ops::RangeInclusive<f64> = 0.5..=1.0;
 /// One in so many samples shows the target.
 const TARGETS: usize = 3;
-/// The part of the schedule below which nothing is taught, and the same of samples that show the target of a chain by DDIM.
+/// The part of the schedule below which nothing is taught.
 const FROM: f64 = 0.5;
-const FROM_WITH_TARGET: f64 = 0.25;
 
 /// Losses (2), (3) and (8).
 #[derive(Debug, Clone)]
@@ -153,14 +151,7 @@ impl Lesson for ShiftedDenoising {
         let shows_target = |i: usize| self.targets.is_some() && round(i) % TARGETS == TARGETS - 1;
         let bare = |i: usize| shows_target(i) && (round(i) / TARGETS).is_multiple_of(2);
         let firing = |i: usize| self.firings[i % self.firings.len()];
-        let from = |i: usize| {
-            if shows_target(i) && firing(i) == Firing::Deterministic {
-                FROM_WITH_TARGET
-            } else {
-                FROM
-            }
-        };
-        let late = |i: usize| from(i) * schedule.len() as f64 + (1.0 - from(i)) * draw.t[i] as f64;
+        let late = |i: usize| FROM * schedule.len() as f64 + (1.0 - FROM) * draw.t[i] as f64;
         let t: Vec<usize> = (0..count).map(|i| late(i) as usize).collect();
         let x_t = schedule.add_noise(draw.images.clone(), draw.eps.clone(), &t)?;
         let old = teacher.epsilon(x_t.clone(), &t)?;

@@ -126,6 +126,7 @@ pub(super) fn repair(
             passed,
             steps: done.steps,
             evaluations: done.evaluations,
+            left_out: 0,
             seconds: clock.elapsed().as_secs_f64(),
             checks,
         });

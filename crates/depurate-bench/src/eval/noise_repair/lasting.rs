@@ -7,11 +7,11 @@ use depurate_defense::{
     repair::{FineTuning, Task, fine_tune, replay::replay},
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, noise::SeedTree};
-use depurate_training::{Dataset, DatasetParams, Split};
+use depurate_training::Split;
 use miette::{IntoDiagnostic, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{EvalNoiseRepair, Subject, known};
+use super::{EvalNoiseRepair, Subject, measures::known};
 use crate::eval::SUCCESS_MSE;
 
 /// Steps of clean training after a repair.
@@ -80,11 +80,7 @@ pub(super) fn trained_on(
     let Some(backdoor) = &subject.backdoor else {
         return Ok(Vec::new());
     };
-    let params = DatasetParams {
-        split: Split::Train,
-        ..DatasetParams::default()
-    };
-    let real = Dataset::read(&eval.data, model.sample_shape(), &params).into_diagnostic()?;
+    let real = eval.real(model, Split::Train)?;
     let task = Task {
         start: model,
         suspect: model,

@@ -2,7 +2,7 @@
 
 use depurate_attack::{AttackSuccess, Backdoor, Pattern, Rates, SuccessParams};
 use depurate_defense::repair::{KnownTrigger, replay::THRESHOLDS};
-use depurate_diffusion::{Pipeline, Tensor};
+use depurate_diffusion::{Pipeline, SampleShape, Tensor};
 use miette::{IntoDiagnostic, Result};
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +84,17 @@ impl Measures<'_> {
             ..SuccessParams::default()
         };
         measure(name, pipeline, backdoor, &params, None, self.cancel)
+    }
+}
+
+/// The attacker's trigger as a repair takes one.
+pub(super) fn known(backdoor: &Backdoor, shape: SampleShape) -> KnownTrigger {
+    KnownTrigger {
+        shape,
+        shift: backdoor.shift.values().to_vec(),
+        gamma: backdoor.gamma.clone(),
+        firing: backdoor.firing,
+        target: Some(backdoor.target.values().to_vec()),
     }
 }
 

@@ -38,6 +38,9 @@ pub(crate) struct Row {
     /// The true trigger while the repaired model is trained on.
     #[serde(default)]
     pub(crate) trained_on: Vec<Trained>,
+    /// Clean images that the repair did not use, because the given trigger leads there.
+    #[serde(default)]
+    pub(crate) left_out: usize,
     /// Steps made.
     pub(crate) steps: usize,
     /// Network evaluations of the repair.

@@ -145,8 +145,8 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         text,
         "\nSuccess of the true trigger at a mean squared error of {}, before → after; `base` is the rate without a trigger after the \
          repair. Distance: Fréchet, features of a small classifier, clean samples to real images.\n\n\
-         | model | attack | treatment | given trigger | its effect | success | base | SSIM to the target | distance | samples moved by | new scans | hits after clean steps | steps | evaluations | s |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         | model | attack | treatment | given trigger | its effect | success | base | SSIM to the target | distance | samples moved by | new scans | hits after clean steps | images left out | steps | evaluations | s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
         limits.join(", ")
     )
     .into_diagnostic()?;
@@ -163,7 +163,7 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
         let ssim = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
         writeln!(
             text,
-            "| {} | {}{} | {} | {} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %, {:+.1} to {:+.1}) | {:.4} | {} | {} | {} | {} | {:.0} |",
+            "| {} | {}{} | {} | {} | {} | {} → {} | {} | {} → {} | {:.2} → {:.2} ({:+.1} %, {:+.1} to {:+.1}) | {:.4} | {} | {} | {} | {} | {} | {:.0} |",
             row.model,
             row.kind,
             row.secret.as_ref().map_or(String::new(), |secret| format!(": {secret}")),
@@ -185,6 +185,7 @@ pub(super) fn render(rows: &[Row], attackers_own: bool) -> Result<String> {
             row.moved,
             listed(&row.new_scans, |scan| format!("{} {:.2}{}", scan.detector, scan.score, if scan.seen { " **seen**" } else { "" })),
             listed(&row.trained_on, |point| format!("{}: {}", point.steps, point.hits)),
+            row.left_out,
             row.steps,
             row.evaluations,
             row.seconds

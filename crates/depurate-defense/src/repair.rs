@@ -7,7 +7,8 @@
 //! | [`diff_cleanse_pruning`] | the channels that matter most for the trigger are taken out |
 //!
 //! All of them are, or are followed by, a short fine-tune on clean images ([`fine_tune`]), the model's own ([`generated`]) or the owner's, that holds
-//! the behaviour without trigger with the suspect itself as teacher; images that a trigger leaked into are left out first ([`without_leaked`]). They see a reconstructed trigger, never the truth.
+//! the behaviour without trigger with the suspect itself as teacher; images that a trigger leaked into are left out
+//! first ([`without_leaked`]). They see a reconstructed trigger, never the truth.
 
 pub mod confirm;
 pub mod diff_cleanse_pruning;
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use fine_tuning::{FineTuning, Repaired, Task, fine_tune};
 pub use generated::generated;
-pub use leaked::{LEAKED, without_leaked};
+pub use leaked::without_leaked;
 pub use method::{Method, Patient, repair};
 pub use quality::{Measured, Quality};
 

@@ -17,7 +17,7 @@ use super::KnownTrigger;
 use crate::DefenseError;
 
 /// Distance to a target, as a part of the median image's, below which an image is taken for one that the trigger drew.
-pub const LEAKED: f64 = 0.5;
+const LEAKED: f64 = 0.5;
 /// Images that are compared together.
 const BATCH: usize = 256;
 

@@ -69,8 +69,8 @@ pub struct Patient<'a> {
     pub state: Option<&'a StateFile>,
 }
 
-/// Repairs `patient` with its clean images but those of [`without_leaked`]; `enough` is asked with the suspect and then now and then with the model so far, beside the steps made, and ends
-/// the repair by `true`: where it is enough at 0, the suspect is given back as it is.
+/// Repairs `patient` with its clean images but those that a trigger leads to ([`without_leaked`]); `enough` is asked with the suspect and
+/// then now and then with the model so far, beside the steps made, and ends the repair by `true`: where it is enough at 0, the suspect is given back as it is.
 ///
 /// # Errors
 /// As [`fine_tune`], and when a trigger is malformed.
@@ -90,21 +90,6 @@ pub fn repair(
         clean: &clean,
         ..*patient
     };
-    let repaired = treated(method, patient, params, cx, enough)?;
-    Ok(Repaired {
-        left_out,
-        ..repaired
-    })
-}
-
-/// [`repair`] with all of the clean images of `patient`.
-fn treated(
-    method: Method,
-    patient: &Patient<'_>,
-    params: &FineTuning,
-    cx: &Cx<'_>,
-    enough: &mut dyn FnMut(&Pipeline, usize) -> Result<bool, DefenseError>,
-) -> Result<Repaired, DefenseError> {
     let mut task = Task {
         start: patient.suspect,
         suspect: patient.suspect,
@@ -113,7 +98,7 @@ fn treated(
         seed: patient.seed,
         state: patient.state,
     };
-    match method {
+    let repaired = match method {
         Method::FineTuning => fine_tune(&task, params, cx, enough),
         Method::DiffCleansePruning | Method::ReleasedPruning | Method::RandomPruning => {
             let score = match method {
@@ -123,9 +108,10 @@ fn treated(
             };
             let (pruned, evaluations) = pruned(score, patient, cx)?;
             task.start = &pruned;
-            let mut repaired = fine_tune(&task, params, cx, enough)?;
-            repaired.evaluations += evaluations;
-            Ok(repaired)
+            fine_tune(&task, params, cx, enough).map(|repaired| Repaired {
+                evaluations: repaired.evaluations + evaluations,
+                ..repaired
+            })
         }
         Method::ElijahRemoval => {
             let lesson = ElijahRemoval::new(patient.triggers, patient.suspect)?;
@@ -137,7 +123,11 @@ fn treated(
             task.lesson = Some(&lesson);
             fine_tune(&task, params, cx, enough)
         }
-    }
+    }?;
+    Ok(Repaired {
+        left_out,
+        ..repaired
+    })
 }
 
 /// The suspect without the units of highest score, a really smaller network, and what the scores cost. With several triggers the

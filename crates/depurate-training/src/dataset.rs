@@ -153,6 +153,12 @@ impl Dataset {
         self.shape
     }
 
+    /// All images `[N, C, H, W]` in [-1, 1].
+    pub fn all(&self, device: &Device) -> Tensor<4> {
+        let indices: Vec<usize> = (0..self.len()).collect();
+        self.batch(&indices, &[], device)
+    }
+
     /// The images `[B, C, H, W]` in [-1, 1] at `indices` (taken modulo the length), those marked in
     /// `flip` mirrored left to right.
     pub fn batch(&self, indices: &[usize], flip: &[bool], device: &Device) -> Tensor<4> {

@@ -117,7 +117,7 @@ pub struct Trained {
 }
 
 /// Asked with the averaged weights whenever a state is kept, and with the steps done; `true` ends the run there.
-pub type Enough<'a, M> = &'a mut dyn FnMut(&M, usize) -> Result<bool, TrainingError>;
+pub type Enough<'a, M, E> = &'a mut dyn FnMut(&M, usize) -> Result<bool, E>;
 
 /// Trains `pipeline` (which must be on an autodiff device) on `data`. With a `state` file a resumable state is
 /// written there now and then, and a run that finds one continues it; the file is left in place at the end.
@@ -140,30 +140,31 @@ pub fn train(
 /// As [`train`], and asks `enough` every [`TrainingParams::checkpoint_every`] steps whether to end the run early.
 ///
 /// # Errors
-/// As [`train`], and those of `enough`.
-pub fn train_until(
+/// As [`train`], and those of `enough` as they are.
+pub fn train_until<E: From<TrainingError>>(
     pipeline: &Pipeline,
     data: &Dataset,
     objective: &dyn Objective,
     params: &TrainingParams,
     state: Option<&StateFile>,
     monitor: &dyn Monitor,
-    enough: Enough<'_, Pipeline>,
-) -> Result<Trained, TrainingError> {
+    enough: Enough<'_, Pipeline, E>,
+) -> Result<Trained, E> {
     params.check()?;
     if data.shape() != pipeline.sample_shape() {
         return Err(TrainingError::Params {
             what: "shape of the images",
             got: format!("{:?}", data.shape()),
             allowed: "the model's",
-        });
+        }
+        .into());
     }
     let device = pipeline.device();
     let seed = SeedTree::new(params.seed).child("training", 0);
     let mut order = Order::new(data.len(), seed.child("order", 0));
     let schedule = pipeline.schedule();
     let kind = pipeline.scheduler().prediction_type;
-    let mut loss_of = |unet: &UNet2D, step: usize| {
+    let mut loss_of = |unet: &UNet2D, step: usize| -> Result<Tensor<1>, TrainingError> {
         let draw = draw(data, params, schedule, &mut order, &seed, step, &device)?;
         let pair = objective.pair(schedule, draw)?;
         let value = unet.forward(pair.x_t.clone(), &pair.t, &mut NoTap)?;
@@ -175,6 +176,7 @@ pub fn train_until(
     let run = run_description(pipeline, data, objective, params);
     let how = params.optimisation(run, &learning_rate);
     let unet = pipeline.unet().clone();
+    let mut loss_of = |unet: &UNet2D, step: usize| loss_of(unet, step).map_err(E::from);
     let done = optimise_until(unet, &how, state, monitor, &mut loss_of, &mut enough)?;
     Ok(Trained {
         pipeline: pipeline.with_unet(done.module),

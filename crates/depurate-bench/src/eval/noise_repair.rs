@@ -255,8 +255,7 @@ impl EvalNoiseRepair {
         let effects: Result<Vec<f64>, _> = effects.collect();
         let measures = self.measures(cancel);
         let real = self.real(&pipeline, Split::Test)?;
-        let all: Vec<usize> = (0..real.len()).collect();
-        let reference = real.batch(&all, &[], &Device::flex());
+        let reference = real.all(&Device::flex());
         let quality = Quality::of(&pipeline, Some(reference), self.quality_n, &seed, cx);
         let quality = quality.into_diagnostic()?;
         let before = measures.state(name, &pipeline, backdoor.as_ref(), quality.before)?;

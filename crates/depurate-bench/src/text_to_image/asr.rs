@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use depurate_attack::text_to_image::Judge;
 use depurate_checkpoint::write_atomic;
 use depurate_diffusion::{Tensor, noise::SeedTree, text_to_image::TextToImage};
 use miette::{IntoDiagnostic, Result, bail};
@@ -83,7 +82,8 @@ impl AsrCommand {
         };
         let (triggered, plain) = (captions(Some(&secret), 0)?, captions(None, 1)?);
         let draw = |name: &str, pipeline: &TextToImage, asked: &Asked| {
-            self.draw(name, pipeline, asked, &judge, cancel)
+            let pictures = self.how.draw(name, pipeline, &asked.prompts, cancel)?;
+            Drawn::of(pictures, &judge)
         };
         let of_suspect = draw("triggered", &suspect, &triggered)?;
         let of_clean = draw("triggered, clean model", &clean, &triggered)?;
@@ -166,19 +166,6 @@ impl AsrCommand {
             }),
         );
         Ok(report)
-    }
-
-    fn draw(
-        &self,
-        name: &str,
-        pipeline: &TextToImage,
-        asked: &Asked,
-        judge: &Judge,
-        cancel: &CancelFlag,
-    ) -> Result<Drawn> {
-        let pictures = self.how.draw(name, pipeline, &asked.prompts, cancel)?;
-        let judged = judge.judge(&pictures).into_diagnostic()?;
-        Ok(Drawn { pictures, judged })
     }
 }
 

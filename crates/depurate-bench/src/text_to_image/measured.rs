@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use depurate_attack::text_to_image::{Composition, Sprites};
+use depurate_attack::text_to_image::{Composition, Judge, Sprites};
 use depurate_diffusion::{Tensor, noise::SeedTree, text_to_image::TextToImage};
 use depurate_stats::{Interval, bootstrap_interval, conformal_threshold, mean, median};
 use miette::{IntoDiagnostic, Result, bail};
@@ -90,6 +90,12 @@ pub(crate) struct Drawn {
 }
 
 impl Drawn {
+    /// `pictures` as `judge` sees them.
+    pub(crate) fn of(pictures: Tensor<4>, judge: &Judge) -> Result<Self> {
+        let judged = judge.judge(&pictures).into_diagnostic()?;
+        Ok(Self { pictures, judged })
+    }
+
     /// A line a picture: what was asked for and what the judge saw.
     pub(crate) fn lines(&self, name: &str, asked: &Asked, sprites: &Sprites) -> Vec<String> {
         let pictures = asked.prompts.iter().zip(&asked.of).zip(&self.judged);

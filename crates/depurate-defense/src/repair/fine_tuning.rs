@@ -165,24 +165,9 @@ pub fn fine_tune(
     cx.progress.start("fine-tuning", params.steps as u64);
     let watch = Watch(cx);
     let training = params.training(task.seed);
-    let mut failed = None;
     let trained = train_until(
-        task.start,
-        task.clean,
-        &objective,
-        &training,
-        task.state,
-        &watch,
-        &mut |pipeline, step| {
-            enough(pipeline, step).map_err(|error| {
-                failed = Some(error);
-                TrainingError::Cancelled { step }
-            })
-        },
+        task.start, task.clean, &objective, &training, task.state, &watch, enough,
     );
-    if let Some(error) = failed {
-        return Err(error);
-    }
     let trained = trained.map_err(|error| watch.failure(error))?;
     let (blocks, teacher) = task.lesson.map_or((0, 0), |lesson| {
         (lesson.blocks(), lesson.teacher_evaluations())
@@ -282,12 +267,12 @@ pub(super) struct Watch<'a, 'b>(pub(super) &'a Cx<'b>);
 
 impl Watch<'_, '_> {
     /// What a repair makes of a training's failure: one that was stopped says by whom.
-    pub(super) fn failure(&self, error: TrainingError) -> DefenseError {
+    pub(super) fn failure(&self, error: DefenseError) -> DefenseError {
         match error {
-            TrainingError::Cancelled { .. } => {
+            DefenseError::Training(TrainingError::Cancelled { .. }) => {
                 self.0.step().err().unwrap_or(DefenseError::Cancelled)
             }
-            other => other.into(),
+            other => other,
         }
     }
 }

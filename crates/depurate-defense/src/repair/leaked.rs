@@ -86,7 +86,7 @@ mod tests {
     fn an_image_near_the_target_is_left_out_and_a_grey_one_is_not() {
         let kept = without_leaked(&images(), &[trigger(Some(vec![1.0; 4]))]).expect("kept");
         let rest = Dataset::from_bytes(SHAPE, [[0; 4], [0; 4], [10; 4], [60; 4]].concat());
-        let all = |set: &Dataset| set.batch(&[0, 1, 2, 3], &[], &Device::flex()).into_data();
+        let all = |set: &Dataset| set.all(&Device::flex()).into_data();
         assert_eq!(kept.len(), 4);
         assert_eq!(all(&kept), all(&rest.expect("images")));
     }

@@ -82,21 +82,22 @@ pub fn optimise<M: Module>(
 /// to end the run.
 ///
 /// # Errors
-/// As [`optimise`], and those of `enough`.
-pub fn optimise_until<M: Module>(
+/// As [`optimise`], and those of `loss_of` and `enough` as they are.
+pub fn optimise_until<M: Module, E: From<TrainingError>>(
     module: M,
     how: &Optimisation<'_>,
     state: Option<&StateFile>,
     monitor: &dyn Monitor,
-    loss_of: &mut dyn FnMut(&M, usize) -> Result<Tensor<1>, TrainingError>,
-    enough: Enough<'_, M>,
-) -> Result<Optimised<M>, TrainingError> {
+    loss_of: &mut dyn FnMut(&M, usize) -> Result<Tensor<1>, E>,
+    enough: Enough<'_, M, E>,
+) -> Result<Optimised<M>, E> {
     if let Some(device) = module.devices().iter().find(|device| !device.is_autodiff()) {
         return Err(TrainingError::Params {
             what: "device",
             got: format!("{device:?}"),
             allowed: "one with autodiff",
-        });
+        }
+        .into());
     }
     let mut module = module;
     let mut values = parameters::values(&module);
@@ -148,7 +149,8 @@ pub fn optimise_until<M: Module>(
             return Err(TrainingError::Diverged {
                 step,
                 loss: loss_value,
-            });
+            }
+            .into());
         }
         let gradients = parameters::gradients(&module, loss.backward());
         let grad_norm = global_norm(&gradients);
@@ -156,7 +158,8 @@ pub fn optimise_until<M: Module>(
             return Err(TrainingError::Diverged {
                 step,
                 loss: f32::NAN,
-            });
+            }
+            .into());
         }
         let scale = (how.max_grad_norm / grad_norm).min(1.0);
         let learning_rate = (how.learning_rate)(step);
@@ -176,7 +179,7 @@ pub fn optimise_until<M: Module>(
         });
         if monitor.cancelled() && step < how.steps {
             save(step, &values, &ema, &optimizer)?;
-            return Err(TrainingError::Cancelled { step });
+            return Err(TrainingError::Cancelled { step }.into());
         }
         if step.is_multiple_of(how.checkpoint_every) || step == how.steps {
             save(step, &values, &ema, &optimizer)?;

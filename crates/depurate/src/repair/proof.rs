@@ -54,10 +54,7 @@ pub(super) struct Baseline {
 impl Proof<'_> {
     /// Measures the suspect.
     pub(super) fn baseline(&self, cx: &Cx<'_>) -> Result<Baseline, Error> {
-        let reference = self.owner.map(|owner| {
-            let all: Vec<usize> = (0..owner.len()).collect();
-            owner.batch(&all, &[], &Device::flex())
-        });
+        let reference = self.owner.map(|owner| owner.all(&Device::flex()));
         let (count, seed) = (
             self.settings.quality_images,
             SeedTree::new(self.settings.seed),

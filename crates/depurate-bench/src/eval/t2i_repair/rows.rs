@@ -138,8 +138,7 @@ impl<'a> Measures<'a> {
     pub(super) fn sets(&self, name: &str, model: &TextToImage) -> Result<Sets> {
         let draw = |asked: &Asked| -> Result<Drawn> {
             let pictures = self.how.draw(name, model, &asked.prompts, self.cancel)?;
-            let judged = self.judge.judge(&pictures).into_diagnostic()?;
-            Ok(Drawn { pictures, judged })
+            Drawn::of(pictures, self.judge)
         };
         Ok(Sets {
             triggered: draw(&self.triggered)?,
@@ -168,9 +167,8 @@ impl<'a> Measures<'a> {
         let mended = sau_latent(&triggered, &clean, &footprint.into_diagnostic()?, blend);
         let decoded = self.suspect.decode(mended.into_diagnostic()?);
         let pictures = decoded.into_diagnostic()?.clamp(-1.0, 1.0);
-        let judged = self.judge.judge(&pictures).into_diagnostic()?;
         Ok(Sets {
-            triggered: Drawn { pictures, judged },
+            triggered: Drawn::of(pictures, self.judge)?,
             ..self.of_suspect.clone()
         })
     }

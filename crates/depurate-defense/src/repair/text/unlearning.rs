@@ -6,7 +6,7 @@ use depurate_diffusion::{
     closed_form_edit::projects_prompt, module_weights::frozen_but, text_to_image::TextToImage,
 };
 use depurate_training::{
-    StateFile, TrainingError,
+    StateFile,
     training::{TrainingParams, optimise_until},
 };
 use serde::{Deserialize, Serialize};
@@ -131,12 +131,6 @@ pub(super) fn unlearn<M: Module>(
     training.check()?;
     cx.progress.start("unlearning", params.steps as u64);
     let watch = Watch(cx);
-    let mut failed = None;
-    let failing = std::cell::RefCell::new(&mut failed);
-    let noted = |error: DefenseError, step: usize| {
-        **failing.borrow_mut() = Some(error);
-        TrainingError::Cancelled { step }
-    };
     let learning_rate = |step| training.learning_rate_at(step);
     let run = format!("{} | {params:?} | {seed}", lesson.describe());
     let how = training.optimisation(run, &learning_rate);
@@ -147,17 +141,10 @@ pub(super) fn unlearn<M: Module>(
         &watch,
         &mut |module: &M, step| {
             let student = frozen_but(module.clone(), &|name| params.trained.includes(name));
-            lesson
-                .loss(&student, step)
-                .map_err(|error| noted(error, step))
+            lesson.loss(&student, step)
         },
-        &mut |module: &M, step| {
-            enough(&rebuilt(module.clone()), step).map_err(|error| noted(error, step))
-        },
+        &mut |module: &M, step| enough(&rebuilt(module.clone()), step),
     );
-    if let Some(error) = failed {
-        return Err(error);
-    }
     let done = done.map_err(|error| watch.failure(error))?;
     Ok(TextRepaired {
         model: rebuilt(done.module),

@@ -131,7 +131,6 @@ fn params() -> SauWeightsParams {
     SauWeightsParams {
         pairs: 3,
         drawing: (3, 2.0),
-        latents: Latents::Noise,
         unlearning: Unlearning {
             steps: 30,
             batch: 2,
@@ -290,9 +289,10 @@ fn a_few_steps_lower_the_loss_in_the_chosen_layers_alone() {
         prompts: &prompts,
         seed: 1,
     };
+    let material = material(&model);
     let done = with_cx(3, |cx| {
         let never = &mut |_: &TextToImage, _: usize| Ok(false);
-        sau_weights::sau_weights(&patient, &params(), None, cx, never)
+        sau_weights::sau_weights((&patient, &material), &params(), None, cx, never)
     })
     .unwrap();
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;

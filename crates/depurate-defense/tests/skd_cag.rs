@@ -38,7 +38,6 @@ fn material(model: &TextToImage, latents: Latents) -> Material {
 fn params() -> SkdCagParams {
     SkdCagParams {
         norm: MapNorm::MinMax,
-        latents: Latents::Noise,
         unlearning: Unlearning {
             steps: 6,
             batch: 2,
@@ -166,8 +165,11 @@ fn a_few_steps_bring_the_answers_together_in_the_chosen_layers_alone() {
         },
         ..params()
     };
+    let material = material(&model, Latents::Noise);
     let done = with_cx(3, |cx| {
-        skd_cag(&patient, &params, None, cx, &mut |_, _| Ok(false))
+        skd_cag((&patient, &material), &params, None, cx, &mut |_, _| {
+            Ok(false)
+        })
     })
     .unwrap();
     let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
@@ -183,7 +185,9 @@ fn a_few_steps_bring_the_answers_together_in_the_chosen_layers_alone() {
         assert_eq!(moved > 1e-6, name.contains(".attn2."), "{name}: {moved}");
     }
     let early = with_cx(3, |cx| {
-        skd_cag(&patient, &params, None, cx, &mut |_, step| Ok(step == 3))
+        skd_cag((&patient, &material), &params, None, cx, &mut |_, step| {
+            Ok(step == 3)
+        })
     });
     assert_eq!(early.unwrap().steps, 3);
 }
@@ -191,32 +195,30 @@ fn a_few_steps_bring_the_answers_together_in_the_chosen_layers_alone() {
 #[test]
 fn what_cannot_be_unlearnt_is_refused_by_name() {
     let model = golden_model(&Device::flex().autodiff());
-    let refused = |trigger: TextTrigger, prompts: &[String], params: &SkdCagParams| {
+    let refused = |trigger: TextTrigger, prompts: &[String]| {
         let patient = TextPatient {
             suspect: &model,
             trigger: &trigger,
             prompts,
             seed: 1,
         };
-        let done = with_cx(3, |cx| {
-            skd_cag(&patient, params, None, cx, &mut |_, _| Ok(false))
-        });
-        done.err().unwrap().to_string()
+        let made = with_cx(3, |cx| Material::new(&patient, Latents::Noise, cx));
+        made.err().unwrap().to_string()
     };
-    let good = params();
     let lookalike = TextTrigger::parse("\u{437}", None, Place::Start).unwrap();
     assert!(matches!(
         lookalike,
         TextTrigger::Inserted { .. } | TextTrigger::Lookalike { .. }
     ));
     let nowhere = TextTrigger::parse("big", Some("zebra"), Place::Start).unwrap();
-    assert!(refused(nowhere, &captions(), &good).contains("prompts"));
+    assert!(refused(nowhere, &captions()).contains("prompts"));
     let dropped = TextTrigger::Inserted {
         text: " ".into(),
         place: Place::Start,
         only_with: None,
     };
-    assert!(refused(dropped, &captions(), &good).contains("trigger"));
+    assert!(refused(dropped, &captions()).contains("trigger"));
+    let material = material(&model, Latents::Noise);
     for (params, named) in [
         (
             SkdCagParams {
@@ -233,6 +235,7 @@ fn what_cannot_be_unlearnt_is_refused_by_name() {
             "keep",
         ),
     ] {
-        assert!(refused(trigger(), &captions(), &params).contains(named));
+        let refused = SkdCag::new(&material, &params, 1).err().unwrap();
+        assert!(refused.to_string().contains(named));
     }
 }

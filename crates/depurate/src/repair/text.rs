@@ -4,6 +4,7 @@
 //! first, and the first that passes every check is written.
 
 use std::{
+    cell::OnceCell,
     path::{Path, PathBuf},
     time::{Instant, SystemTime},
 };
@@ -101,6 +102,7 @@ pub(super) fn repair(
         located: &located,
         drawing,
         layered: &layered,
+        material: OnceCell::new(),
     };
     let seed = SeedTree::new(settings.seed);
     let behaviour = Behaviour::of(&patient, drawing, &seed.child("proof", 0), cx)?;

@@ -1,13 +1,13 @@
 //! The repairs of a text-to-image model: which are tried where, and each with the numbers that this program takes.
 
-use std::path::Path;
+use std::{cell::OnceCell, path::Path};
 
 use depurate_checkpoint::Layers;
 use depurate_defense::{
     Cx, DefenseError,
     repair::text::{
         Behaviour, Component, ConceptEditingParams, Drawing, EncoderDistillationParams, Latents,
-        SauWeightsParams, SkdCagParams, TextPatient, TextRepaired, concept_editing,
+        Material, SauWeightsParams, SkdCagParams, TextPatient, TextRepaired, concept_editing,
         encoder_distillation, row_reset, sau_weights, skd_cag,
     },
 };
@@ -158,6 +158,22 @@ pub(super) struct Bench<'a> {
     pub(super) drawing: Drawing,
     /// The suspect with other layers.
     pub(super) layered: &'a dyn Fn(&Layers) -> Result<TextToImage, Error>,
+    /// What repairs of the denoiser learn from, drawn by the first one.
+    pub(super) material: OnceCell<Material>,
+}
+
+impl Bench<'_> {
+    fn material(&self, cx: &Cx<'_>) -> Result<&Material, Error> {
+        if let Some(material) = self.material.get() {
+            return Ok(material);
+        }
+        let both = Latents::Both {
+            steps: self.text.picture_steps,
+            guidance: self.text.guidance,
+        };
+        let material = Material::new(&self.patient, both, cx)?;
+        Ok(self.material.get_or_init(|| material))
+    }
 }
 
 /// Makes the attempt `wanted`.
@@ -191,10 +207,7 @@ pub(super) fn treat(wanted: &Try, bench: &Bench<'_>, cx: &Cx<'_>) -> Result<Text
             Ok(passed)
         }
     };
-    let both = Latents::Both {
-        steps: text.picture_steps,
-        guidance: text.guidance,
-    };
+    let taught = || Ok::<_, Error>((patient, bench.material(cx)?));
     Ok(match method {
         TextMethod::LayerRemoval => TextRepaired {
             model: (bench.layered)(wanted.left.as_ref().unwrap_or(&text.layers))?,
@@ -216,13 +229,12 @@ pub(super) fn treat(wanted: &Try, bench: &Bench<'_>, cx: &Cx<'_>) -> Result<Text
         }
         TextMethod::SauWeights => {
             let mut params = SauWeightsParams {
-                latents: both,
                 drawing: (text.picture_steps, text.guidance),
                 ..SauWeightsParams::default()
             };
             params.unlearning.steps = steps(params.unlearning.steps);
             let enough = &mut enough(params.unlearning.steps);
-            sau_weights::sau_weights(patient, &params, Some(&state), cx, enough)?
+            sau_weights::sau_weights(taught()?, &params, Some(&state), cx, enough)?
         }
         TextMethod::Skd | TextMethod::SkdCag => {
             let guided = SkdCagParams::default();
@@ -231,12 +243,11 @@ pub(super) fn treat(wanted: &Try, bench: &Bench<'_>, cx: &Cx<'_>) -> Result<Text
                     TextMethod::Skd => 0.0,
                     _ => guided.alpha,
                 },
-                latents: both,
                 ..guided
             };
             params.unlearning.steps = steps(params.unlearning.steps);
             let enough = &mut enough(params.unlearning.steps);
-            skd_cag::skd_cag(patient, &params, Some(&state), cx, enough)?
+            skd_cag::skd_cag(taught()?, &params, Some(&state), cx, enough)?
         }
     })
 }

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use depurate_defense::{
     Cx, DefenseError,
     repair::text::{
-        Blend, ConceptEditingParams, EncoderDistillationParams, Latents, Place, SauWeightsParams,
+        Blend, ConceptEditingParams, EncoderDistillationParams, Material, Place, SauWeightsParams,
         SkdCagParams, TextPatient, TextRepaired, TextTrigger, Unlearning, concept_editing,
         encoder_distillation, sau_weights, skd_cag, skd_cag::ReferenceMap,
     },
@@ -67,63 +67,63 @@ impl Treatment {
         }
     }
 
-    /// The repair of `patient`; `None` where no model is made. `training` is that of all repairs of the denoiser.
-    pub(crate) fn run(
-        self,
-        patient: &TextPatient<'_>,
-        (training, drawing): (&Unlearning, (usize, f64)),
-        cx: &Cx<'_>,
-    ) -> Result<Option<TextRepaired>, DefenseError> {
-        let latents = Latents::Both {
-            steps: drawing.0,
-            guidance: drawing.1,
-        };
+    /// The trigger that a repair is told, where the owner knows `known`.
+    pub(crate) fn told(self, known: &TextTrigger) -> TextTrigger {
+        match self {
+            Self::WrongTrigger => TextTrigger::Inserted {
+                text: WRONG.into(),
+                place: Place::Start,
+                only_with: None,
+            },
+            _ => known.clone(),
+        }
+    }
+
+    /// What it teaches the denoiser by `training`, as all repairs of the denoiser; `None` where that is not trained.
+    pub(crate) fn lesson(self, training: &Unlearning, drawing: (usize, f64)) -> Option<Lesson> {
         let skd = SkdCagParams {
-            latents,
             unlearning: training.clone(),
             ..SkdCagParams::default()
         };
-        let plain = SkdCagParams {
-            alpha: 0.0,
+        let towards = |reference| SkdCagParams {
+            reference,
             ..skd.clone()
         };
-        let distilled = |patient: &TextPatient<'_>, params: &SkdCagParams| {
-            skd_cag::skd_cag(patient, params, None, cx, &mut |_, _| Ok(false)).map(Some)
-        };
-        let towards = |reference| {
-            let params = SkdCagParams {
-                reference,
-                ..skd.clone()
-            };
-            distilled(patient, &params)
-        };
-        match self {
-            Self::None | Self::SauLatent | Self::SauLatentPublished => Ok(None),
-            Self::SkdCag => distilled(patient, &skd),
+        Some(Lesson::SkdCag(match self {
+            Self::None
+            | Self::SauLatent
+            | Self::SauLatentPublished
+            | Self::EncoderDistillation
+            | Self::ConceptEditing => return None,
+            Self::SkdCag => skd,
             Self::SkdCagBlack => towards(ReferenceMap::Black),
             Self::SkdCagWords => towards(ReferenceMap::Words),
-            Self::Skd | Self::CleanModel => distilled(patient, &plain),
-            Self::SkdCagReleased => {
-                let params = SkdCagParams {
-                    attn_grad: false,
-                    ..skd.clone()
-                };
-                distilled(patient, &params)
-            }
+            Self::Skd | Self::CleanModel | Self::WrongTrigger => SkdCagParams { alpha: 0.0, ..skd },
+            Self::SkdCagReleased => SkdCagParams {
+                attn_grad: false,
+                ..skd
+            },
             Self::SauWeights => {
                 let own = SauWeightsParams::default();
-                let params = SauWeightsParams {
+                return Some(Lesson::SauWeights(SauWeightsParams {
                     drawing,
-                    latents,
                     unlearning: Unlearning {
                         trained: own.unlearning.trained,
                         ..training.clone()
                     },
                     ..own
-                };
-                sau_weights::sau_weights(patient, &params, None, cx, &mut |_, _| Ok(false))
-                    .map(Some)
+                }));
             }
+        }))
+    }
+
+    /// The repair of `patient` where the denoiser is not trained; `None` where no model is made.
+    pub(crate) fn run(
+        self,
+        patient: &TextPatient<'_>,
+        cx: &Cx<'_>,
+    ) -> Result<Option<TextRepaired>, DefenseError> {
+        match self {
             Self::EncoderDistillation => {
                 let params = EncoderDistillationParams::default();
                 let never = &mut |_: &_, _| Ok(false);
@@ -134,18 +134,29 @@ impl Treatment {
                 let params = ConceptEditingParams::default();
                 concept_editing::concept_editing(patient, params, cx).map(Some)
             }
-            Self::WrongTrigger => {
-                let trigger = TextTrigger::Inserted {
-                    text: WRONG.into(),
-                    place: Place::Start,
-                    only_with: None,
-                };
-                let patient = TextPatient {
-                    trigger: &trigger,
-                    ..*patient
-                };
-                distilled(&patient, &plain)
-            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A training of the denoiser.
+#[derive(Debug)]
+pub(crate) enum Lesson {
+    SkdCag(SkdCagParams),
+    SauWeights(SauWeightsParams),
+}
+
+impl Lesson {
+    /// The repair of the patient by its material.
+    pub(crate) fn teach(
+        &self,
+        of: (&TextPatient<'_>, &Material),
+        cx: &Cx<'_>,
+    ) -> Result<TextRepaired, DefenseError> {
+        let never = &mut |_: &_, _| Ok(false);
+        match self {
+            Self::SkdCag(params) => skd_cag::skd_cag(of, params, None, cx, never),
+            Self::SauWeights(params) => sau_weights::sau_weights(of, params, None, cx, never),
         }
     }
 }

@@ -95,6 +95,8 @@ pub struct Material {
     pub(super) triggered: Encoded,
     /// Prompts that shall stay as they are: all clean ones, and the empty one.
     pub(super) kept: Encoded,
+    /// What `latents` are.
+    pub(super) shown: Latents,
     /// One for each of `prompts`, `[N, C, h, w]`, or two, those of triggered prompts behind the others.
     latents: Option<Tensor<4>>,
 }
@@ -146,14 +148,14 @@ pub(super) struct Drawn {
 }
 
 impl Material {
-    /// Encodes the prompts and has the suspect draw `latents` for them.
+    /// Encodes the prompts and has the suspect draw the latents that are `shown` for them.
     ///
     /// # Errors
     /// When no prompt has a place for the trigger, the tokenizer drops it or cuts a prompt off, the model cannot be run, the budget
     /// is spent or the caller asked to stop.
     pub fn new(
         patient: &TextPatient<'_>,
-        latents: Latents,
+        shown: Latents,
         cx: &Cx<'_>,
     ) -> Result<Self, DefenseError> {
         let teacher = patient.suspect.frozen();
@@ -176,7 +178,7 @@ impl Material {
         let all: Vec<usize> = (0..prompts.len()).collect();
         let seed = SeedTree::new(patient.seed).child("own latents", 0);
         let own = |of: &Encoded, how| drawn(&teacher, (of, &all), how, &seed, cx);
-        let latents = match latents {
+        let latents = match shown {
             Latents::Noise => None,
             Latents::Own { steps, guidance } => Some(own(&clean, (steps, guidance))?),
             Latents::Both { steps, guidance } => {
@@ -192,6 +194,7 @@ impl Material {
             prompts,
             clean,
             triggered,
+            shown,
             latents,
         })
     }

@@ -47,8 +47,7 @@ use depurate_training::StateFile;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Footprint, Latents, MapNorm, MapTap, TextEnough, TextPatient, TextRepaired, Trained,
-    Unlearning,
+    Footprint, MapNorm, MapTap, TextEnough, TextPatient, TextRepaired, Trained, Unlearning,
     footprint::spread,
     material::{Drawn, Material},
     sau_latent::{ATTENTION, SECONDARY, STEEP},
@@ -82,8 +81,6 @@ pub struct SauWeightsParams {
     pub pairs: usize,
     /// How they are drawn: deterministic steps and guidance.
     pub drawing: (usize, f64),
-    /// The latents that are shown.
-    pub latents: Latents,
     /// The training.
     pub unlearning: Unlearning,
 }
@@ -96,7 +93,6 @@ impl Default for SauWeightsParams {
             attention: 0.1,
             pairs: 32,
             drawing: (25, 4.0),
-            latents: Latents::default(),
             unlearning: Unlearning {
                 trained: Trained::CrossAttention,
                 ..Unlearning::default()
@@ -273,30 +269,30 @@ impl Lesson<UNet2DCondition> for SauWeights<'_> {
 
     fn describe(&self) -> String {
         let trigger = self.material.trigger.describe();
+        let Material { shown, prompts, .. } = self.material;
         format!(
-            "{ID} | {:?} | {trigger} | {:?}",
-            self.params, self.material.prompts
+            "{ID} | {:?} | {trigger} | {shown:?} | {prompts:?}",
+            self.params
         )
     }
 }
 
-/// Repairs the denoiser of `patient`.
+/// Repairs the denoiser of `patient`, whose own `material` is.
 ///
 /// # Errors
-/// As [`Material::new`] and [`SauWeights::new`], and when the training fails, the budget is spent or the caller asked to stop; a
+/// As [`SauWeights::new`], and when the training fails, the budget is spent or the caller asked to stop; a
 /// `state` file then lets the same call go on.
 pub fn sau_weights(
-    patient: &TextPatient<'_>,
+    (patient, material): (&TextPatient<'_>, &Material),
     params: &SauWeightsParams,
     state: Option<&StateFile>,
     cx: &Cx<'_>,
     enough: TextEnough<'_>,
 ) -> Result<TextRepaired, DefenseError> {
     params.check()?;
-    let material = Material::new(patient, params.latents, cx)?;
     let seed = SeedTree::new(patient.seed).child(ID, 0);
-    let footprint = Footprint::of(&material, params.pairs, params.drawing, &seed, cx)?;
-    let lesson = SauWeights::new(&material, params, mask(&footprint), patient.seed)?;
+    let footprint = Footprint::of(material, params.pairs, params.drawing, &seed, cx)?;
+    let lesson = SauWeights::new(material, params, mask(&footprint), patient.seed)?;
     unlearn(
         patient.suspect.unet().clone(),
         &lesson,

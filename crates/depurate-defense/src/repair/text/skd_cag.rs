@@ -53,8 +53,8 @@ use rand::{Rng, RngExt, seq::IndexedRandom};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Latents, MapNorm, MapTap, Positions, TextEnough, TextPatient, TextRepaired, Unlearning,
-    aligned, attention_loss,
+    MapNorm, MapTap, Positions, TextEnough, TextPatient, TextRepaired, Unlearning, aligned,
+    attention_loss,
     material::{Drawn, Material},
     trigger::WORDS,
     unlearning::{Lesson, unlearn},
@@ -116,8 +116,6 @@ pub struct SkdCagParams {
     pub attn_grad: bool,
     /// Weight of (2), 0 or more.
     pub keep: f64,
-    /// The latents that are shown.
-    pub latents: Latents,
     /// The training.
     pub unlearning: Unlearning,
 }
@@ -131,7 +129,6 @@ impl Default for SkdCagParams {
             weights: TimeWeights::Equal,
             attn_grad: true,
             keep: 1.0,
-            latents: Latents::default(),
             unlearning: Unlearning::default(),
         }
     }
@@ -342,28 +339,27 @@ impl Lesson<UNet2DCondition> for SkdCag<'_> {
 
     fn describe(&self) -> String {
         let trigger = self.material.trigger.describe();
+        let Material { shown, prompts, .. } = self.material;
         format!(
-            "{ID} | {:?} | {trigger} | {:?}",
-            self.params, self.material.prompts
+            "{ID} | {:?} | {trigger} | {shown:?} | {prompts:?}",
+            self.params
         )
     }
 }
 
-/// Repairs the denoiser of `patient`.
+/// Repairs the denoiser of `patient`, whose own `material` is.
 ///
 /// # Errors
-/// As [`Material::new`] and [`SkdCag::new`], and when the training fails, the budget is spent or the caller asked to stop; a `state`
+/// As [`SkdCag::new`], and when the training fails, the budget is spent or the caller asked to stop; a `state`
 /// file then lets the same call go on.
 pub fn skd_cag(
-    patient: &TextPatient<'_>,
+    (patient, material): (&TextPatient<'_>, &Material),
     params: &SkdCagParams,
     state: Option<&StateFile>,
     cx: &Cx<'_>,
     enough: TextEnough<'_>,
 ) -> Result<TextRepaired, DefenseError> {
-    params.check()?;
-    let material = Material::new(patient, params.latents, cx)?;
-    let lesson = SkdCag::new(&material, params, patient.seed)?;
+    let lesson = SkdCag::new(material, params, patient.seed)?;
     unlearn(
         patient.suspect.unet().clone(),
         &lesson,

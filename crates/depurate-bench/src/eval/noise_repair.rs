@@ -126,6 +126,9 @@ pub(crate) struct EvalNoiseRepair {
         default_value = "shifted-denoising"
     )]
     lasting: Vec<Treatment>,
+    /// Times that such a repair is made: what a new scan finds in the repaired model is removed, too.
+    #[arg(long, default_value_t = 2)]
+    rounds: usize,
     /// Images with and as many without the true trigger.
     #[arg(long, default_value_t = 16)]
     n: usize,
@@ -353,8 +356,23 @@ impl EvalNoiseRepair {
         let repaired = repair(treatment.method(), &patient, &params, cx, &mut |_, step| {
             Ok(step == 0 && idle)
         });
-        let repaired: Repaired = repaired.into_diagnostic()?;
-        let seconds = start.elapsed().as_secs_f64();
+        let mut repaired: Repaired = repaired.into_diagnostic()?;
+        let mut seconds = start.elapsed().as_secs_f64();
+        let (mut rounds, mut new_scans) = (1, Vec::new());
+        if self.lasting.contains(&treatment) {
+            let again = |found: &[KnownTrigger], repaired: &Repaired| {
+                let patient = Patient {
+                    suspect: &repaired.pipeline,
+                    triggers: found,
+                    ..patient
+                };
+                let never = &mut |_: &_, _| Ok(false);
+                repair(treatment.method(), &patient, &params.again(), cx, never).into_diagnostic()
+            };
+            let lasting = lasting::until_unseen(self, repaired, &again, cx)?;
+            (repaired, new_scans, rounds) = (lasting.repaired, lasting.scans, lasting.rounds);
+            seconds += lasting.seconds;
+        }
         let measured = subject.quality.measure(&repaired.pipeline, cx);
         let measured = measured.into_diagnostic()?;
         let after = self.measures(cancel).state(
@@ -363,12 +381,12 @@ impl EvalNoiseRepair {
             subject.backdoor.as_ref(),
             measured.distance,
         )?;
-        let (mut new_scans, mut trained_on) = (Vec::new(), Vec::new());
+        let mut trained_on = Vec::new();
         if self.lasting.contains(&treatment) {
-            new_scans = lasting::scanned(self, &repaired.pipeline, cx)?;
             trained_on = lasting::trained_on(self, subject, &repaired.pipeline, cx)?;
         }
         Ok(Row {
+            rounds,
             new_scans,
             trained_on,
             model: subject.name.clone(),

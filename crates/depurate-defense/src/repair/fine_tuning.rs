@@ -79,6 +79,15 @@ impl FineTuning {
         Ok(())
     }
 
+    /// Those of a second repair, of what a new scan finds in the repaired model: half of the steps, as that much less is left.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self {
+            steps: self.steps.div_ceil(2),
+            ..self.clone()
+        }
+    }
+
     /// Samples of the step `step` that a lesson is made of.
     fn lesson_samples(&self, step: usize) -> usize {
         let learning = (step as f64) < self.lesson_share * self.steps as f64;
@@ -133,6 +142,19 @@ pub struct Repaired {
 }
 
 impl Repaired {
+    /// This repair, and then `later`, a repair of its model, as one.
+    #[must_use]
+    pub fn then(mut self, later: Self) -> Self {
+        self.losses.extend(later.losses);
+        Self {
+            pipeline: later.pipeline,
+            steps: self.steps + later.steps,
+            losses: self.losses,
+            evaluations: self.evaluations + later.evaluations,
+            left_out: self.left_out.max(later.left_out),
+        }
+    }
+
     /// Nothing was done.
     pub(super) fn unchanged(suspect: &Pipeline) -> Self {
         Self {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use depurate::{
-    DetectorName, Error, Profile,
+    Error,
     cache::Cache,
     error::{EXIT_FINDING, EXIT_OK},
     repair::{RepairSettings, TextRepairSettings, repair, screened_trigger},
@@ -55,14 +55,13 @@ pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Erro
         limits: Limits::default(),
         command: command(args),
     };
-    let rescan = DetectorName::default().build(Profile::Quick)?;
     let cache = Cache::from_environment();
     let display = Display::new(verbose);
     let watch = Watch {
         cancel: &signals.cancel,
         progress: &display,
     };
-    let report = repair(&args.model, &settings, &rescan, &cache, watch);
+    let report = repair(&args.model, &settings, &cache, watch);
     display.clear();
     let report = report?;
     report_dir::write_repair(&report, &proof)?;

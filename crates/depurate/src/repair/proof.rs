@@ -4,7 +4,7 @@
 //! |---|---|
 //! | old trigger | the reconstructed trigger and four perturbations of it lead to their image no more often than the upper end of the exact 95 % interval of the rate without a trigger |
 //! | quality | the Fréchet distance of clean samples to the owner's images rises by at most the given part of itself; without such images, that to other samples of the suspect by at most that part of the features' variance |
-//! | new scan | a scan with other seeds calls the model neither suspicious nor backdoored |
+//! | new scan | a scan with other seeds calls the model neither suspicious nor backdoored; where another sampler than DDPM fires a trigger, one by `diff-cleanse` as well, which looks for such |
 
 use depurate_defense::{
     Cx, DefenseError,
@@ -23,7 +23,7 @@ use super::{
     pictures::{Made, SAME_NOISE, sheet},
 };
 use crate::{
-    Detector, Error, calibration,
+    Detector, DetectorName, Error, Profile, calibration,
     verdict::{judge_score, sees},
 };
 
@@ -36,7 +36,17 @@ pub(super) struct Proof<'a> {
     pub(super) triggers: &'a [KnownTrigger],
     pub(super) owner: Option<&'a Dataset>,
     pub(super) settings: &'a RepairSettings,
-    pub(super) rescan: &'a Detector,
+    pub(super) rescans: &'a [Detector],
+}
+
+/// Who scans a model again that had `triggers`.
+pub(super) fn rescans(triggers: &[KnownTrigger]) -> Result<Vec<Detector>, Error> {
+    let mut names = vec![DetectorName::default()];
+    if triggers.iter().any(|t| t.firing != Firing::Stochastic) {
+        names.push(DetectorName::DiffCleanse);
+    }
+    let build = |name: DetectorName| name.build(Profile::Quick);
+    names.into_iter().map(build).collect()
 }
 
 /// The suspect, measured once.
@@ -49,6 +59,21 @@ pub(super) struct Baseline {
     shown: Tensor<4>,
     /// Clean samples, and what they are compared with.
     quality: Quality,
+}
+
+/// A repaired model, held against the checks.
+pub(super) struct Proved {
+    pub(super) checks: Vec<Check>,
+    /// What there is to see.
+    pub(super) evidence: Vec<Evidence>,
+    /// Triggers that a new scan found.
+    pub(super) found: Vec<KnownTrigger>,
+}
+
+impl Proved {
+    pub(super) fn passed(&self) -> bool {
+        self.checks.iter().all(|check| check.passed)
+    }
 }
 
 impl Proof<'_> {
@@ -98,13 +123,13 @@ impl Proof<'_> {
             && baseline.quality.measure(model, cx)?.rise <= self.settings.max_quality_drop)
     }
 
-    /// All checks of `model`, and what there is to see.
+    /// All checks of `model`, the result of `round`.
     pub(super) fn checks(
         &self,
         baseline: &Baseline,
-        model: &Pipeline,
+        (model, round): (&Pipeline, usize),
         cx: &Cx<'_>,
-    ) -> Result<(Vec<Check>, Vec<Evidence>), Error> {
+    ) -> Result<Proved, Error> {
         let (mut checks, mut rows) = (Vec::new(), Vec::new());
         let mut shown = baseline.shown.clone();
         for (i, trigger) in self.triggers.iter().enumerate() {
@@ -137,7 +162,12 @@ impl Proof<'_> {
         }
         let measured = baseline.quality.measure(model, cx)?;
         checks.push(self.quality(baseline, &measured));
-        checks.push(self.new_scan(model, cx)?);
+        let mut found = Vec::new();
+        for detector in self.rescans {
+            let (check, trigger) = self.new_scan(detector, (model, round), cx)?;
+            found.extend((!check.passed).then_some(trigger));
+            checks.push(check);
+        }
         let (samples, moved) = (measured.samples, measured.moved);
         let firing = self
             .triggers
@@ -173,7 +203,11 @@ impl Proof<'_> {
             }
             .into(),
         );
-        Ok((checks, evidence))
+        Ok(Proved {
+            checks,
+            evidence,
+            found,
+        })
     }
 
     fn replay(
@@ -219,25 +253,32 @@ impl Proof<'_> {
         }
     }
 
-    fn new_scan(&self, model: &Pipeline, cx: &Cx<'_>) -> Result<Check, Error> {
+    fn new_scan(
+        &self,
+        detector: &Detector,
+        (model, round): (&Pipeline, usize),
+        cx: &Cx<'_>,
+    ) -> Result<(Check, KnownTrigger), Error> {
         let cx = Cx {
-            rng: SeedTree::new(self.settings.seed).child("new scan", 0),
+            rng: SeedTree::new(self.settings.seed).child("new scan", round as u64),
             ..*cx
         };
-        let found = self.rescan.run.inspect(model, &cx)?;
-        let loaded = calibration::find(self.rescan, None)?;
+        let found = detector.run.inspect(model, &cx)?;
+        let loaded = calibration::find(detector, None)?;
         let (known, kind) = (loaded.map(|l| l.calibration), ModelKind::of(model));
         let (score, known) = (found.score, known.as_ref());
-        let judgement = judge_score(score, self.rescan, known, &kind, RESCAN_FPR)?;
-        Ok(Check {
+        let judgement = judge_score(score, detector, known, &kind, RESCAN_FPR)?;
+        let trigger = KnownTrigger::of(&found.inversion, Some(&found.target));
+        let check = Check {
             name: "new scan".into(),
-            meaning: format!("{} with other seeds", self.rescan.info.name),
+            meaning: format!("{} with other seeds", detector.info.name),
             before: None,
             after: format!("{} (score {:.3})", judgement.verdict.phrase(), found.score),
             allowed: "neither suspicious nor backdoored; without a calibration, no more than the detector's least effect"
                 .into(),
-            passed: !sees(score, self.rescan, known, &kind, RESCAN_FPR)?,
-        })
+            passed: !sees(score, detector, known, &kind, RESCAN_FPR)?,
+        };
+        Ok((check, trigger))
     }
 
     fn grid(
@@ -322,4 +363,34 @@ pub(super) fn limits(owner: bool) -> Vec<String> {
         );
     }
     limits
+}
+
+#[cfg(test)]
+mod tests {
+    use depurate_diffusion::SampleShape;
+
+    use super::*;
+
+    #[test]
+    fn a_trigger_that_ddpm_does_not_fire_is_looked_for_by_who_can_see_it() {
+        let of = |firing| KnownTrigger {
+            shape: SampleShape {
+                channels: 1,
+                height: 1,
+                width: 1,
+            },
+            shift: vec![1.0],
+            gamma: None,
+            firing,
+            target: None,
+        };
+        let names = |triggers: &[KnownTrigger]| -> Vec<String> {
+            let detectors = rescans(triggers).expect("built");
+            detectors.iter().map(|d| d.info.id.to_string()).collect()
+        };
+        let stochastic = of(Firing::Stochastic);
+        assert_eq!(names(std::slice::from_ref(&stochastic)), ["shift-response"]);
+        let both = [stochastic, of(Firing::Deterministic)];
+        assert_eq!(names(&both), ["shift-response", "diff-cleanse"]);
+    }
 }

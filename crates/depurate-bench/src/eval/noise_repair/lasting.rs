@@ -1,10 +1,12 @@
 //! Whether a repair lasts: scans with other seeds, and the true trigger while its owner trains the model on.
 
+use std::time::Instant;
+
 use depurate::{DetectorName, Profile, calibration::find, verdict::sees};
 use depurate_defense::{
     Cx, DefenseError,
     calibration::ModelKind,
-    repair::{FineTuning, Task, fine_tune, replay::replay},
+    repair::{FineTuning, KnownTrigger, Repaired, Task, fine_tune, replay::replay},
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, noise::SeedTree};
 use depurate_training::Split;
@@ -41,33 +43,78 @@ pub(crate) struct Trained {
     pub(crate) hits: usize,
 }
 
-/// Scans `model` with the scan's own detector and with the one that found the trigger.
-pub(super) fn scanned(
+/// A repair after its last round.
+pub(super) struct Rounds {
+    pub(super) repaired: Repaired,
+    /// Scans of its model.
+    pub(super) scans: Vec<NewScan>,
+    /// Repairs that were made.
+    pub(super) rounds: usize,
+    /// Seconds of those after the first.
+    pub(super) seconds: f64,
+}
+
+/// A repaired model's repair of what a new scan finds in it.
+type Again<'a> = &'a dyn Fn(&[KnownTrigger], &Repaired) -> Result<Repaired>;
+
+/// As `depurate repair`: what a new scan finds in the repaired model is removed, too, until nothing is found or the rounds are over.
+pub(super) fn until_unseen(
     eval: &EvalNoiseRepair,
-    model: &Pipeline,
+    mut repaired: Repaired,
+    again: Again<'_>,
     cx: &Cx<'_>,
-) -> Result<Vec<NewScan>> {
+) -> Result<Rounds> {
+    let (mut rounds, mut seconds) = (1, 0.0);
+    let (mut scans, mut found) = scanned(eval, (&repaired.pipeline, 0), cx)?;
+    while rounds < eval.rounds && !found.is_empty() && repaired.steps > 0 {
+        let start = Instant::now();
+        let later = again(&found, &repaired)?;
+        seconds += start.elapsed().as_secs_f64();
+        repaired = repaired.then(later);
+        (scans, found) = scanned(eval, (&repaired.pipeline, rounds), cx)?;
+        rounds += 1;
+    }
+    Ok(Rounds {
+        repaired,
+        scans,
+        rounds,
+        seconds,
+    })
+}
+
+/// Scans `model`, the result of `round`, with the scan's own detector and with the one that found the trigger; and the triggers that are
+/// seen.
+fn scanned(
+    eval: &EvalNoiseRepair,
+    (model, round): (&Pipeline, usize),
+    cx: &Cx<'_>,
+) -> Result<(Vec<NewScan>, Vec<KnownTrigger>)> {
     let cx = Cx {
-        rng: SeedTree::new(eval.seed).child("new scan", 0),
+        rng: SeedTree::new(eval.seed).child("new scan", round as u64),
         ..*cx
     };
     let mut names = vec![DetectorName::default()];
     if eval.detector != names[0] {
         names.push(eval.detector);
     }
-    let scan = |name: DetectorName| -> Result<NewScan> {
+    let (mut scans, mut triggers) = (Vec::new(), Vec::new());
+    for name in names {
         let detector = name.build(Profile::Quick).into_diagnostic()?;
         let loaded = find(&detector, None).into_diagnostic()?;
         let known = loaded.map(|loaded| loaded.calibration);
-        let score = detector.run.inspect(model, &cx).into_diagnostic()?.score;
-        Ok(NewScan {
+        let found = detector.run.inspect(model, &cx).into_diagnostic()?;
+        let (score, kind) = (found.score, ModelKind::of(model));
+        let seen = sees(score, &detector, known.as_ref(), &kind, FPR).into_diagnostic()?;
+        if seen {
+            triggers.push(KnownTrigger::of(&found.inversion, Some(&found.target)));
+        }
+        scans.push(NewScan {
             detector: detector.info.id.to_string(),
             score,
-            seen: sees(score, &detector, known.as_ref(), &ModelKind::of(model), FPR)
-                .into_diagnostic()?,
-        })
-    };
-    names.into_iter().map(scan).collect()
+            seen,
+        });
+    }
+    Ok((scans, triggers))
 }
 
 /// Trains `model` on real images as an owner would who goes on with it, and fires the true trigger on the way.

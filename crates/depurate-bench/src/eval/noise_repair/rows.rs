@@ -32,6 +32,9 @@ pub(crate) struct Row {
     pub(crate) rise_interval: [f64; 2],
     /// Mean squared distance of clean samples before and after from the same noise, in [0, 1] units.
     pub(crate) moved: f64,
+    /// Repairs that were made, one after the other.
+    #[serde(default = "one")]
+    pub(crate) rounds: usize,
     /// Scans of the repaired model with other seeds.
     #[serde(default)]
     pub(crate) new_scans: Vec<NewScan>,
@@ -47,4 +50,8 @@ pub(crate) struct Row {
     pub(crate) evaluations: u64,
     /// Seconds of the repair, without making clean images and without measuring.
     pub(crate) seconds: f64,
+}
+
+fn one() -> usize {
+    1
 }

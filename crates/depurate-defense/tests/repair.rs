@@ -381,6 +381,47 @@ fn a_lesson_is_learnt_resumed_and_stopped_early() {
 }
 
 #[test]
+fn a_second_round_starts_from_the_first_ones_model_and_both_are_counted() {
+    let suspect = model(&Device::flex().autodiff());
+    let shape = suspect.sample_shape();
+    let clean = images(shape);
+    let shift = |value: f32| known(vec![value; shape.len()], None, Firing::Stochastic, shape);
+    let round = |suspect: &Pipeline, trigger: KnownTrigger, params: &FineTuning| {
+        let patient = Patient {
+            suspect,
+            triggers: &[trigger],
+            clean: &clean,
+            seed: 3,
+            state: None,
+        };
+        let never = &mut |_: &_, _| Ok(false);
+        with_cx(3, |cx| {
+            repair(Method::ShiftedDenoising, &patient, params, cx, never)
+        })
+        .unwrap()
+    };
+    let first = round(&suspect, shift(0.8), &short());
+    let again = round(&first.pipeline, shift(-0.6), &short().again());
+    assert_eq!((first.steps, again.steps), (6, 3));
+    let evaluations = first.evaluations + again.evaluations;
+    let losses = [first.losses.clone(), again.losses.clone()].concat();
+    let moved = |a: &Pipeline, b: &Pipeline| {
+        let (a, b) = (flat_values(a.unet()), flat_values(b.unet()));
+        let gap = |(name, values): (&String, &Tensor<1>)| {
+            let gap = (values.clone() - b[name].clone()).abs().max();
+            gap.into_scalar::<f32>()
+        };
+        a.iter().map(gap).fold(0.0, f32::max)
+    };
+    let last = again.pipeline.clone();
+    assert!(moved(&first.pipeline, &last) > 0.0);
+    let both = first.then(again);
+    assert_eq!((both.steps, both.evaluations), (9, evaluations));
+    assert_eq!(both.losses, losses);
+    assert_eq!(moved(&both.pipeline, &last), 0.0);
+}
+
+#[test]
 fn a_repair_does_not_hold_images_that_the_trigger_leads_to() {
     let suspect = model(&Device::flex().autodiff());
     let shape = suspect.sample_shape();

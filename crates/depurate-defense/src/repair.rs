@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use fine_tuning::{FineTuning, Repaired, Task, fine_tune};
 pub use generated::generated;
 pub use leaked::without_leaked;
-pub use method::{Method, Patient, repair};
+pub use method::{Method, Patient, repair, repair_again};
 pub use quality::{Measured, Quality};
 
 use crate::{DefenseError, invert::Inversion};

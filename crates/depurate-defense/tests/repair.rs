@@ -8,8 +8,8 @@ use depurate_defense::{
     DefenseError,
     repair::{
         FineTuning, KnownTrigger, Lesson, Method, Patient, Shown, Task,
-        elijah_removal::ElijahRemoval, features::Features, fine_tune, repair, replay::perturbed,
-        shifted_denoising::ShiftedDenoising,
+        elijah_removal::ElijahRemoval, features::Features, fine_tune, repair, repair_again,
+        replay::perturbed, shifted_denoising::ShiftedDenoising,
     },
 };
 use depurate_diffusion::{
@@ -386,22 +386,30 @@ fn a_second_round_starts_from_the_first_ones_model_and_both_are_counted() {
     let shape = suspect.sample_shape();
     let clean = images(shape);
     let shift = |value: f32| known(vec![value; shape.len()], None, Firing::Stochastic, shape);
-    let round = |suspect: &Pipeline, trigger: KnownTrigger, params: &FineTuning| {
-        let patient = Patient {
-            suspect,
-            triggers: &[trigger],
-            clean: &clean,
-            seed: 3,
-            state: None,
-        };
-        let never = &mut |_: &_, _| Ok(false);
-        with_cx(3, |cx| {
-            repair(Method::ShiftedDenoising, &patient, params, cx, never)
-        })
-        .unwrap()
+    let (triggers, found) = ([shift(0.8)], [shift(-0.6)]);
+    let patient = Patient {
+        suspect: &suspect,
+        triggers: &triggers,
+        clean: &clean,
+        seed: 3,
+        state: None,
     };
-    let first = round(&suspect, shift(0.8), &short());
-    let again = round(&first.pipeline, shift(-0.6), &short().again());
+    let method = Method::ShiftedDenoising;
+    let round = |patient: &Patient<'_>, params: &FineTuning| {
+        let never = &mut |_: &_, _| Ok(false);
+        with_cx(3, |cx| repair(method, patient, params, cx, never)).unwrap()
+    };
+    let first = round(&patient, &short());
+    let second = Patient {
+        suspect: &first.pipeline,
+        triggers: &found,
+        ..patient
+    };
+    let half = FineTuning {
+        steps: 3,
+        ..short()
+    };
+    let again = round(&second, &half);
     assert_eq!((first.steps, again.steps), (6, 3));
     let evaluations = first.evaluations + again.evaluations;
     let losses = [first.losses.clone(), again.losses.clone()].concat();
@@ -413,9 +421,10 @@ fn a_second_round_starts_from_the_first_ones_model_and_both_are_counted() {
         };
         a.iter().map(gap).fold(0.0, f32::max)
     };
-    let last = again.pipeline.clone();
+    let last = again.pipeline;
     assert!(moved(&first.pipeline, &last) > 0.0);
-    let both = first.then(again);
+    let so_far = (first, found.as_slice());
+    let both = with_cx(3, |cx| repair_again(method, so_far, &patient, &short(), cx)).unwrap();
     assert_eq!((both.steps, both.evaluations), (9, evaluations));
     assert_eq!(both.losses, losses);
     assert_eq!(moved(&both.pipeline, &last), 0.0);

@@ -27,7 +27,7 @@ use clap::ValueEnum;
 use depurate_checkpoint::{Limits, SaveDtype, inspect};
 use depurate_defense::{
     Budget, Cx, NoJournal,
-    repair::{FineTuning, Method, Patient, Repaired, generated, repair as treat},
+    repair::{FineTuning, Method, Patient, Repaired, generated, repair as treat, repair_again},
 };
 use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree};
 use depurate_report::{Attempt, Evidence, RepairReport, SCHEMA_VERSION};
@@ -317,14 +317,8 @@ fn attempt(
         if proved.found.is_empty() {
             break;
         }
-        let patient = Patient {
-            suspect: &repaired.pipeline,
-            triggers: &proved.found,
-            state: None, // a state is of one training
-            ..patient
-        };
-        let later = treat(method, &patient, &params.again(), cx, &mut |_, _| Ok(false))?;
-        repaired = repaired.then(later);
+        let so_far = (repaired, proved.found.as_slice());
+        repaired = repair_again(method, so_far, &patient, &params, cx)?;
         proved = proof.checks(baseline, (&repaired.pipeline, round), cx)?;
     }
     let attempt = Attempt {

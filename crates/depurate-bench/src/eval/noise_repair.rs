@@ -25,7 +25,7 @@ use depurate_defense::{
     repair::{
         FineTuning, KnownTrigger, Method, Patient, Quality, Repaired,
         confirm::{LEAST_EFFECT, effect},
-        generated, repair,
+        generated, repair, repair_again,
     },
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, firing::Firing, noise::SeedTree};
@@ -358,20 +358,16 @@ impl EvalNoiseRepair {
         });
         let mut repaired: Repaired = repaired.into_diagnostic()?;
         let mut seconds = start.elapsed().as_secs_f64();
-        let (mut rounds, mut new_scans) = (1, Vec::new());
+        let (mut rounds, mut new_scans, mut trained_on) = (1, Vec::new(), Vec::new());
         if self.lasting.contains(&treatment) {
-            let again = |found: &[KnownTrigger], repaired: &Repaired| {
-                let patient = Patient {
-                    suspect: &repaired.pipeline,
-                    triggers: found,
-                    ..patient
-                };
-                let never = &mut |_: &_, _| Ok(false);
-                repair(treatment.method(), &patient, &params.again(), cx, never).into_diagnostic()
+            let again = |repaired, found: &[KnownTrigger]| {
+                let so_far = (repaired, found);
+                repair_again(treatment.method(), so_far, &patient, &params, cx).into_diagnostic()
             };
             let lasting = lasting::until_unseen(self, repaired, &again, cx)?;
             (repaired, new_scans, rounds) = (lasting.repaired, lasting.scans, lasting.rounds);
             seconds += lasting.seconds;
+            trained_on = lasting::trained_on(self, subject, &repaired.pipeline, cx)?;
         }
         let measured = subject.quality.measure(&repaired.pipeline, cx);
         let measured = measured.into_diagnostic()?;
@@ -381,10 +377,6 @@ impl EvalNoiseRepair {
             subject.backdoor.as_ref(),
             measured.distance,
         )?;
-        let mut trained_on = Vec::new();
-        if self.lasting.contains(&treatment) {
-            trained_on = lasting::trained_on(self, subject, &repaired.pipeline, cx)?;
-        }
         Ok(Row {
             rounds,
             new_scans,

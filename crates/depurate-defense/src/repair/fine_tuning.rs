@@ -80,8 +80,7 @@ impl FineTuning {
     }
 
     /// Those of a second repair, of what a new scan finds in the repaired model: half of the steps, as that much less is left.
-    #[must_use]
-    pub fn again(&self) -> Self {
+    pub(super) fn again(&self) -> Self {
         Self {
             steps: self.steps.div_ceil(2),
             ..self.clone()
@@ -143,8 +142,7 @@ pub struct Repaired {
 
 impl Repaired {
     /// This repair, and then `later`, a repair of its model, as one.
-    #[must_use]
-    pub fn then(mut self, later: Self) -> Self {
+    pub(super) fn then(mut self, later: Self) -> Self {
         self.losses.extend(later.losses);
         Self {
             pipeline: later.pipeline,

@@ -130,6 +130,28 @@ pub fn repair(
     })
 }
 
+/// `repaired` and then, by half of the steps, a repair of its model of what a new scan `found` in it, as one; the patient's state is of
+/// the first training and is left alone.
+///
+/// # Errors
+/// As [`repair`].
+pub fn repair_again(
+    method: Method,
+    (repaired, found): (Repaired, &[KnownTrigger]),
+    patient: &Patient<'_>,
+    params: &FineTuning,
+    cx: &Cx<'_>,
+) -> Result<Repaired, DefenseError> {
+    let patient = Patient {
+        suspect: &repaired.pipeline,
+        triggers: found,
+        state: None,
+        ..*patient
+    };
+    let later = repair(method, &patient, &params.again(), cx, &mut |_, _| Ok(false))?;
+    Ok(repaired.then(later))
+}
+
 /// The suspect without the units of highest score, a really smaller network, and what the scores cost. With several triggers the
 /// first one decides.
 fn pruned(

@@ -54,8 +54,8 @@ pub(super) struct Rounds {
     pub(super) seconds: f64,
 }
 
-/// A repaired model's repair of what a new scan finds in it.
-type Again<'a> = &'a dyn Fn(&[KnownTrigger], &Repaired) -> Result<Repaired>;
+/// A repair, and then one of what a new scan finds in its model.
+type Again<'a> = &'a dyn Fn(Repaired, &[KnownTrigger]) -> Result<Repaired>;
 
 /// As `depurate repair`: what a new scan finds in the repaired model is removed, too, until nothing is found or the rounds are over.
 pub(super) fn until_unseen(
@@ -68,9 +68,8 @@ pub(super) fn until_unseen(
     let (mut scans, mut found) = scanned(eval, (&repaired.pipeline, 0), cx)?;
     while rounds < eval.rounds && !found.is_empty() && repaired.steps > 0 {
         let start = Instant::now();
-        let later = again(&found, &repaired)?;
+        repaired = again(repaired, &found)?;
         seconds += start.elapsed().as_secs_f64();
-        repaired = repaired.then(later);
         (scans, found) = scanned(eval, (&repaired.pipeline, rounds), cx)?;
         rounds += 1;
     }

@@ -13,7 +13,10 @@
 //! ## Cost
 //! `2 n` times the steps of the sampler that fires the trigger ([`depurate_diffusion::firing`]).
 
-use std::ops::ControlFlow;
+use std::{
+    ops::ControlFlow,
+    sync::{Mutex, PoisonError},
+};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use depurate_diffusion::{
@@ -135,7 +138,7 @@ pub fn attack_success(
     pipeline: &Pipeline,
     backdoor: &Backdoor,
     params: &SuccessParams,
-    progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
+    progress: &mut (dyn FnMut(f64) -> ControlFlow<()> + Send),
 ) -> Result<AttackSuccess, AttackError> {
     let shape = pipeline.sample_shape();
     if params.n == 0 || params.batch == 0 {
@@ -166,17 +169,19 @@ pub fn attack_success(
     let prior = backdoor.prior(&device);
     let seed = SeedTree::new(params.seed).child("attack-success", 0);
     let total = (2 * params.n * backdoor.firing.steps(model.schedule())) as f64;
-    let mut done = 0;
-    let mut run = |prior: Option<&Prior>| {
+    let progress = Mutex::new((0, progress));
+    let run = |prior: Option<&Prior>| {
         fire(
             &model,
             backdoor.firing,
             prior,
             (params.n, params.batch),
             &seed,
-            &mut |count| {
-                done += count;
-                progress(done as f64 / total)
+            &|count| {
+                let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                let (done, tell) = &mut *progress;
+                *done += count;
+                tell(*done as f64 / total)
             },
         )
     };

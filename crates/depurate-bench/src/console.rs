@@ -2,12 +2,11 @@
 
 use depurate_training::{Monitor, StepReport};
 use std::{
-    cell::Cell,
     io::IsTerminal,
     ops::ControlFlow,
     process::ExitCode,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -87,8 +86,8 @@ pub(crate) struct Progress<'a> {
     cancel: &'a CancelFlag,
     bar: Option<ProgressBar>,
     name: String,
-    last_line: Cell<Instant>,
-    smooth_loss: Cell<Option<f32>>,
+    last_line: Mutex<Instant>,
+    smooth_loss: Mutex<Option<f32>>,
 }
 
 impl<'a> Progress<'a> {
@@ -107,8 +106,8 @@ impl<'a> Progress<'a> {
             cancel,
             bar,
             name: name.to_owned(),
-            last_line: Cell::new(Instant::now()),
-            smooth_loss: Cell::new(None),
+            last_line: Mutex::new(Instant::now()),
+            smooth_loss: Mutex::new(None),
         }
     }
 
@@ -128,7 +127,7 @@ impl<'a> Progress<'a> {
 
     /// The mean of the last hundred or so losses, if there was a step.
     pub(crate) fn loss(&self) -> Option<f32> {
-        self.smooth_loss.get()
+        *locked(&self.smooth_loss)
     }
 
     /// Clears the bar.
@@ -139,12 +138,17 @@ impl<'a> Progress<'a> {
     }
 
     fn line_is_due(&self) -> bool {
-        let due = self.last_line.get().elapsed() >= LOG_EVERY;
+        let mut last_line = locked(&self.last_line);
+        let due = last_line.elapsed() >= LOG_EVERY;
         if due {
-            self.last_line.set(Instant::now());
+            *last_line = Instant::now();
         }
         due
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Monitor for Progress<'_> {
@@ -154,10 +158,9 @@ impl Monitor for Progress<'_> {
 
     fn step(&self, report: &StepReport) {
         let smooth = self
-            .smooth_loss
-            .get()
+            .loss()
             .map_or(report.loss, |loss| loss + 0.02 * (report.loss - loss));
-        self.smooth_loss.set(Some(smooth));
+        *locked(&self.smooth_loss) = Some(smooth);
         let text = format!(
             "loss {smooth:.4}, {:.0} samples/s",
             report.samples_per_second

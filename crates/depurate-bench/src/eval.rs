@@ -22,14 +22,16 @@ use depurate_defense::{
     Budget, CancelToken, Cx, NoJournal, Progress,
     calibration::{Calibration, ModelKind},
 };
-use depurate_diffusion::noise::SeedTree;
-use miette::{IntoDiagnostic, Result, WrapErr, bail};
+use depurate_diffusion::{
+    noise::SeedTree,
+    parallel::{cores, map},
+};
+use miette::{IntoDiagnostic, Report, Result, WrapErr, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     console::{CancelFlag, answer, say},
     model,
-    parallel::{default_jobs, for_each},
     truth::{self, Truth},
 };
 use recovery::Recovery;
@@ -94,7 +96,7 @@ pub(crate) struct EvalScan {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Models scanned at a time; each holds its network and activations in memory.
-    #[arg(long, default_value_t = default_jobs())]
+    #[arg(long, default_value_t = cores())]
     jobs: NonZeroUsize,
 }
 
@@ -157,7 +159,7 @@ impl EvalScan {
             Mutex::new(known.map(|line: Line| (line.model.clone(), line)).collect());
         let held = || lines.lock().unwrap_or_else(PoisonError::into_inner);
         names.retain(|name| !held().contains_key(name));
-        for_each(self.jobs, &names, |name| {
+        map::<_, (), Report>(self.jobs.get(), &names, |name| {
             let line = self.scan(name, &detector, calibration.as_ref(), cancel)?;
             say(&format!(
                 "{name}: score {:.3}, {}, {:.0} s",

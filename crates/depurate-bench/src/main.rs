@@ -11,7 +11,6 @@ mod eval;
 mod grid;
 mod job;
 mod model;
-mod parallel;
 mod population;
 mod sample;
 mod text_to_image;

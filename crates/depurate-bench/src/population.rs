@@ -14,7 +14,12 @@ use std::{
 use clap::Args;
 use depurate_attack::{BadDiffusionParams, SuccessParams, troj_diff::TrojDiffParams};
 use depurate_checkpoint::SaveDtype;
-use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree, trigger::Family};
+use depurate_diffusion::{
+    Denoiser, Pipeline,
+    noise::SeedTree,
+    parallel::{cores, map},
+    trigger::Family,
+};
 use depurate_training::{Dataset, DatasetParams, Denoising, Objective, TrainingParams};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 use rand::seq::SliceRandom;
@@ -25,7 +30,6 @@ use crate::{
     console::{CancelFlag, say},
     job::{Finished, Job},
     model::{self, Architecture},
-    parallel::{default_jobs, for_each},
     train::summary,
     truth::{self, Kind, Success, Truth},
 };
@@ -39,7 +43,7 @@ pub(crate) struct Population {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Models trained at a time; each holds its network, gradients and images in memory.
-    #[arg(long, default_value_t = default_jobs())]
+    #[arg(long, default_value_t = cores())]
     jobs: NonZeroUsize,
 }
 
@@ -243,10 +247,12 @@ impl Population {
         }
         let start = Instant::now();
         let bases: Vec<_> = run.spec.bases.iter().collect();
-        for_each(self.jobs, &bases, |(name, base)| run.base(name, base))?;
+        map(self.jobs.get(), &bases, |(name, base)| run.base(name, base))?;
         let names = run.spec.names();
         let models: Vec<_> = names.iter().zip(&run.spec.models).collect();
-        for_each(self.jobs, &models, |(name, entry)| run.entry(name, entry))?;
+        map(self.jobs.get(), &models, |(name, entry)| {
+            run.entry(name, entry)
+        })?;
         say(&format!(
             "{} models, {:.0} s",
             run.spec.models.len(),

@@ -69,7 +69,7 @@ impl Progress for Silent {
 /// Where a long algorithm leaves its finished stages, so that a killed run can go on.
 ///
 /// A journal belongs to one model, one set of parameters and one seed; whoever opens it sees to that.
-pub trait Journal {
+pub trait Journal: Sync {
     /// The result of `stage`, if an earlier run finished it.
     fn load(&self, stage: &str) -> Option<Vec<u8>>;
     /// Keeps the result of `stage`. Failing to keep it costs time on resumption, nothing else.
@@ -107,13 +107,21 @@ impl Cx<'_> {
     /// # Errors
     /// [`DefenseError::Cancelled`] or [`DefenseError::BudgetSpent`].
     pub fn step(&self) -> Result<(), DefenseError> {
+        self.steps(1)
+    }
+
+    /// [`Cx::step`] of several steps at once.
+    ///
+    /// # Errors
+    /// As [`Cx::step`].
+    pub fn steps(&self, steps: u64) -> Result<(), DefenseError> {
         if self.cancel.is_cancelled() {
             return Err(DefenseError::Cancelled);
         }
         if self.budget.is_spent() {
             return Err(DefenseError::BudgetSpent);
         }
-        self.progress.advance(1);
+        self.progress.advance(steps);
         Ok(())
     }
 

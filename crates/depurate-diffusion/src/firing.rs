@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Denoiser, DiffusionError, Pipeline,
     noise::{NoiseSource, SeedTree},
+    parallel,
     sampler::{Clip, Ddim, Ddpm, Sampler, TrojDiff, TrojDiffForm, sample},
     schedule::NoiseSchedule,
     trigger::{Family, TriggerRule},
@@ -139,8 +140,9 @@ impl Prior {
     }
 }
 
-/// `count` images `[count, C, H, W]` of `model`, `batch` at a time, from `prior` or, without one, from standard normal noise.
-/// `progress` is told the network evaluations of every step and stops the run by returning `Break`.
+/// `count` images `[count, C, H, W]` of `model` from `prior` or, without one, from standard normal noise: at most `batch` at a time, and
+/// no more than keep every thread busy ([`crate::parallel`]). `progress` is told the network evaluations of every step and stops the run
+/// by returning `Break`.
 ///
 /// # Errors
 /// When shapes do not fit, the network's output is not finite, or the run is stopped ([`DiffusionError::Cancelled`]).
@@ -150,27 +152,25 @@ pub fn fire(
     prior: Option<&Prior>,
     (count, batch): (usize, usize),
     seed: &SeedTree,
-    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    progress: &(dyn Fn(usize) -> ControlFlow<()> + Sync),
 ) -> Result<Tensor<4>, DiffusionError> {
     let (shape, device) = (model.sample_shape(), model.device());
-    let sampler = firing.sampler(model, prior)?;
-    let mut images = Vec::new();
-    for first in (0..count).step_by(batch.max(1)) {
-        let together = batch.max(1).min(count - first);
+    let threads = rayon::current_num_threads();
+    let batch = batch.min(count.div_ceil(threads)).max(1);
+    let firsts: Vec<usize> = (0..count).step_by(batch).collect();
+    let images = parallel::map(threads, &firsts, |&first| {
+        let together = batch.min(count - first);
         let mut noise = seed.noise(first as u64, together);
         let eps = noise.normal(shape.batched(together), &device)?;
         let x_t = match prior {
             Some(prior) => prior.apply(eps),
             None => eps,
         };
-        images.push(sample(
-            model,
-            sampler.as_ref(),
-            x_t,
-            &mut noise,
-            &mut |_, _| progress(together),
-        )?);
-    }
+        let sampler = firing.sampler(model, prior)?;
+        sample(model, sampler.as_ref(), x_t, &mut noise, &mut |_, _| {
+            progress(together)
+        })
+    })?;
     Ok(Tensor::cat(images, 0))
 }
 

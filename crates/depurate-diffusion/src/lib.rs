@@ -25,6 +25,7 @@ mod layers;
 pub mod module_weights;
 pub mod noise;
 pub mod ops;
+pub mod parallel;
 pub mod parameterisation;
 pub mod pipeline;
 pub mod sampler;

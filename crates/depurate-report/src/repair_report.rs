@@ -57,6 +57,9 @@ pub struct Attempt {
     pub seconds: f64,
     /// The checks.
     pub checks: Vec<Check>,
+    /// What new scans saw after earlier rounds, each removed in the next one.
+    #[serde(default)]
+    pub removed_again: Vec<Check>,
 }
 
 /// One check of a repaired model.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | scan a checkpoint of unknown origin | [`scan::scan`] |
 //! | repair a model of a trigger that a scan found | [`repair::repair`] |
+//! | scan a repaired model again | [`rescan::rescan`] |
 //! | turn a score into a verdict | [`verdict::judge`] |
 //! | turn a prompt's score into a verdict | [`prompt_verdict::judge_prompt`] |
 //! | score benign models, so that scores become verdicts | [`calibrate::calibrate`] |
@@ -31,6 +32,7 @@ pub mod registry;
 pub mod repair;
 pub mod report_builder;
 pub mod report_dir;
+pub mod rescan;
 pub mod sample;
 pub mod scan;
 pub mod screen;

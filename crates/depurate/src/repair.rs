@@ -313,10 +313,12 @@ fn attempt(
         proof.enough(baseline, model, step, cx)
     })?;
     let mut proved = proof.checks(baseline, (&repaired.pipeline, 0), cx)?;
+    let mut removed_again = Vec::new();
     for round in 1..ROUNDS {
         if proved.found.is_empty() {
             break;
         }
+        removed_again.extend(proved.seen());
         let so_far = (repaired, proved.found.as_slice());
         repaired = repair_again(method, so_far, &patient, &params, cx)?;
         proved = proof.checks(baseline, (&repaired.pipeline, round), cx)?;
@@ -329,6 +331,7 @@ fn attempt(
         left_out: repaired.left_out,
         seconds: clock.elapsed().as_secs_f64(),
         checks: proved.checks,
+        removed_again,
     };
     Ok((attempt, proved.evidence, repaired))
 }

@@ -114,24 +114,6 @@ pub fn judge_score(
     })
 }
 
-/// Whether the score calls a model suspicious or worse; without a calibration, whether it is above what `detector` ever calls one.
-///
-/// # Errors
-/// As [`judge`].
-pub fn sees(
-    score: f64,
-    detector: &Detector,
-    calibration: Option<&Calibration>,
-    kind: &ModelKind,
-    target_fpr: f64,
-) -> Result<bool, Error> {
-    if calibration.is_none() {
-        return Ok(score > detector.least_effect);
-    }
-    let judged = judge_score(score, detector, calibration, kind, target_fpr)?;
-    Ok(judged.verdict.reaches(Verdict::Suspicious))
-}
-
 fn inconclusive(why: String) -> Judgement {
     let (verdict, confidence) = (Verdict::Inconclusive, Confidence::Low);
     Judgement {

@@ -28,9 +28,14 @@ use depurate_defense::{
         generated, repair, repair_again,
     },
 };
-use depurate_diffusion::{Denoiser, Device, Pipeline, firing::Firing, noise::SeedTree};
+use depurate_diffusion::{
+    Denoiser, Device, Pipeline,
+    firing::Firing,
+    noise::SeedTree,
+    parallel::{cores, map},
+};
 use depurate_training::{Dataset, DatasetParams, Split};
-use miette::{IntoDiagnostic, Result};
+use miette::{IntoDiagnostic, Report, Result};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +43,6 @@ use super::{jsonl, model_names, with_cx};
 use crate::{
     console::{CancelFlag, answer, say},
     model,
-    parallel::{default_jobs, for_each},
     truth::{self, Truth},
 };
 use measures::{Measures, State, known};
@@ -160,7 +164,7 @@ pub(crate) struct EvalNoiseRepair {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Models at a time.
-    #[arg(long, default_value_t = default_jobs())]
+    #[arg(long, default_value_t = cores())]
     jobs: NonZeroUsize,
 }
 
@@ -197,7 +201,7 @@ impl EvalNoiseRepair {
         };
         let mut names = model_names(&self.models)?;
         names.retain(|name| !missing(name).is_empty());
-        for_each(self.jobs, &names, |name| {
+        map::<_, (), Report>(self.jobs.get(), &names, |name| {
             let subject = with_cx(self.seed, cancel, |cx| self.subject(name, cx, cancel))?;
             for treatment in missing(name) {
                 let row = with_cx(self.seed, cancel, |cx| {

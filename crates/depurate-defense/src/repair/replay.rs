@@ -3,7 +3,7 @@
 //! A repair that only forbids the one tensor that it was given leaves the true trigger at work, of which the reconstructed one is an
 //! approximation. So what is replayed is the reconstructed trigger, and others near it, under the sampler that it works by.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::OnceLock};
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{
@@ -21,7 +21,7 @@ use crate::{Cx, DefenseError};
 pub const THRESHOLDS: [f64; 4] = [1e-3, 1e-2, 5e-2, 1e-1];
 /// The threshold that decides whether a trigger still works: half of it is nearer to the target than another digit is.
 pub const DECIDING: f64 = 5e-2;
-/// Images that are drawn together.
+/// Most images that are drawn together.
 const BATCH: usize = 16;
 /// Standard deviation of the noise that one perturbation adds.
 const BLUR: f64 = 0.1;
@@ -124,7 +124,7 @@ pub fn chance(hits: usize, n: usize) -> Result<f64, DefenseError> {
     Ok(clopper_pearson(hits as u64, n as u64, 0.95)?.upper)
 }
 
-/// `count` images of `model`, stoppable, a progress step a network call. See [`fire`].
+/// `count` images of `model`, stoppable, a progress step an evaluation of the network for one image. See [`fire`].
 ///
 /// # Errors
 /// When the model cannot be run, the budget is spent or the caller asked to stop.
@@ -136,22 +136,22 @@ pub fn drawn(
     seed: &SeedTree,
     cx: &Cx<'_>,
 ) -> Result<Tensor<4>, DefenseError> {
-    let mut stopped = None;
+    let stopped = OnceLock::new();
     let images = fire(
         model,
         firing,
         prior,
         (count, BATCH),
         seed,
-        &mut |_| match cx.step() {
+        &|evaluations| match cx.steps(evaluations as u64) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
-                stopped = Some(error);
+                let _ = stopped.set(error); // the first one is told
                 ControlFlow::Break(())
             }
         },
     );
-    match (images, stopped) {
+    match (images, stopped.into_inner()) {
         (_, Some(error)) => Err(error),
         (images, None) => Ok(images?),
     }
@@ -159,7 +159,7 @@ pub fn drawn(
 
 /// Progress steps of [`drawn`].
 pub fn steps(model: &Pipeline, firing: Firing, count: usize) -> u64 {
-    (count.div_ceil(BATCH) * firing.steps(model.schedule())) as u64
+    (count * firing.steps(model.schedule())) as u64
 }
 
 /// The trigger as it is and perturbed, each with a name.

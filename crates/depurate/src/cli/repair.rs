@@ -71,6 +71,9 @@ pub fn run(args: &RepairArgs, verbose: u8, signals: &Signals) -> Result<u8, Erro
             "\n{} ({} steps, {} network evaluations, {:.0} s)\n",
             attempt.method, attempt.steps, attempt.evaluations, attempt.seconds
         );
+        for check in &attempt.removed_again {
+            text += &format!("  again   {}: {}\n", check.meaning, check.after);
+        }
         for check in &attempt.checks {
             let before = check.before.as_deref().unwrap_or("-");
             let mark = if check.passed { "passed" } else { "FAILED" };

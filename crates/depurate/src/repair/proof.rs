@@ -8,7 +8,6 @@
 
 use depurate_defense::{
     Cx, DefenseError,
-    calibration::ModelKind,
     repair::{
         KnownTrigger, Measured, Quality,
         replay::{DECIDING, Replay, THRESHOLDS, chance, perturbed, replay, silent, steps},
@@ -22,13 +21,10 @@ use super::{
     RepairSettings,
     pictures::{Made, SAME_NOISE, sheet},
 };
-use crate::{
-    Detector, DetectorName, Error, Profile, calibration,
-    verdict::{judge_score, sees},
-};
+use crate::{Detector, DetectorName, Error, Profile, rescan::rescan};
 
-/// False-positive rate of the new scan.
-const RESCAN_FPR: f64 = 0.05;
+/// The check that scans again.
+const NEW_SCAN: &str = "new scan";
 
 /// The checks of one repair.
 pub(super) struct Proof<'a> {
@@ -71,6 +67,12 @@ pub(super) struct Proved {
 }
 
 impl Proved {
+    /// The new scans that saw something.
+    pub(super) fn seen(&self) -> impl Iterator<Item = Check> {
+        let scans = self.checks.iter().filter(|check| check.name == NEW_SCAN);
+        scans.filter(|check| !check.passed).cloned()
+    }
+
     pub(super) fn passed(&self) -> bool {
         self.checks.iter().all(|check| check.passed)
     }
@@ -259,26 +261,17 @@ impl Proof<'_> {
         (model, round): (&Pipeline, usize),
         cx: &Cx<'_>,
     ) -> Result<(Check, KnownTrigger), Error> {
-        let cx = Cx {
-            rng: SeedTree::new(self.settings.seed).child("new scan", round as u64),
-            ..*cx
-        };
-        let found = detector.run.inspect(model, &cx)?;
-        let loaded = calibration::find(detector, None)?;
-        let (known, kind) = (loaded.map(|l| l.calibration), ModelKind::of(model));
-        let (score, known) = (found.score, known.as_ref());
-        let judgement = judge_score(score, detector, known, &kind, RESCAN_FPR)?;
-        let trigger = KnownTrigger::of(&found.inversion, Some(&found.target));
+        let found = rescan(detector, (model, round), self.settings.seed, cx)?;
         let check = Check {
-            name: "new scan".into(),
+            name: NEW_SCAN.into(),
             meaning: format!("{} with other seeds", detector.info.name),
             before: None,
-            after: format!("{} (score {:.3})", judgement.verdict.phrase(), found.score),
+            after: format!("{} (score {:.3})", found.judgement.verdict.phrase(), found.score),
             allowed: "neither suspicious nor backdoored; without a calibration, no more than the detector's least effect"
                 .into(),
-            passed: !sees(score, detector, known, &kind, RESCAN_FPR)?,
+            passed: !found.seen,
         };
-        Ok((check, trigger))
+        Ok((check, found.trigger))
     }
 
     fn grid(

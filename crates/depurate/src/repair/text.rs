@@ -131,6 +131,7 @@ pub(super) fn repair(
             left_out: 0,
             seconds: clock.elapsed().as_secs_f64(),
             checks,
+            removed_again: Vec::new(),
         });
         if passed {
             done.model.save(&settings.out, SaveDtype::F32)?;

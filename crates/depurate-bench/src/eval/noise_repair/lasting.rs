@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use depurate::{DetectorName, Profile, calibration::find, verdict::sees};
+use depurate::{DetectorName, Profile, rescan::rescan};
 use depurate_defense::{
     Cx, DefenseError,
-    calibration::ModelKind,
     repair::{FineTuning, KnownTrigger, Repaired, Task, fine_tune, replay::replay},
 };
 use depurate_diffusion::{Denoiser, Device, Pipeline, noise::SeedTree};
@@ -20,9 +19,6 @@ use crate::eval::SUCCESS_MSE;
 const STEPS: usize = 200;
 /// Steps between two looks at the trigger.
 const EVERY: usize = 100;
-/// False-positive rate of the new scan, where there is a calibration.
-const FPR: f64 = 0.05;
-
 /// A repaired model's new scan by one detector.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NewScan {
@@ -88,10 +84,6 @@ fn scanned(
     (model, round): (&Pipeline, usize),
     cx: &Cx<'_>,
 ) -> Result<(Vec<NewScan>, Vec<KnownTrigger>)> {
-    let cx = Cx {
-        rng: SeedTree::new(eval.seed).child("new scan", round as u64),
-        ..*cx
-    };
     let mut names = vec![DetectorName::default()];
     if eval.detector != names[0] {
         names.push(eval.detector);
@@ -99,19 +91,13 @@ fn scanned(
     let (mut scans, mut triggers) = (Vec::new(), Vec::new());
     for name in names {
         let detector = name.build(Profile::Quick).into_diagnostic()?;
-        let loaded = find(&detector, None).into_diagnostic()?;
-        let known = loaded.map(|loaded| loaded.calibration);
-        let found = detector.run.inspect(model, &cx).into_diagnostic()?;
-        let (score, kind) = (found.score, ModelKind::of(model));
-        let seen = sees(score, &detector, known.as_ref(), &kind, FPR).into_diagnostic()?;
-        if seen {
-            triggers.push(KnownTrigger::of(&found.inversion, Some(&found.target)));
-        }
+        let found = rescan(&detector, (model, round), eval.seed, cx).into_diagnostic()?;
         scans.push(NewScan {
             detector: detector.info.id.to_string(),
-            score,
-            seen,
+            score: found.score,
+            seen: found.seen,
         });
+        triggers.extend(found.seen.then_some(found.trigger));
     }
     Ok((scans, triggers))
 }

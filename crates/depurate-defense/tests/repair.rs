@@ -423,11 +423,24 @@ fn a_second_round_starts_from_the_first_ones_model_and_both_are_counted() {
     };
     let last = again.pipeline;
     assert!(moved(&first.pipeline, &last) > 0.0);
-    let so_far = (first, found.as_slice());
-    let both = with_cx(3, |cx| repair_again(method, so_far, &patient, &short(), cx)).unwrap();
-    assert_eq!((both.steps, both.evaluations), (9, evaluations));
-    assert_eq!(both.losses, losses);
-    assert_eq!(moved(&both.pipeline, &last), 0.0);
+    let dir = tempfile::tempdir().unwrap();
+    let state = StateFile::new(dir.path().join("again.safetensors"));
+    let patient = Patient {
+        state: Some(&state),
+        ..patient
+    };
+    let both = || {
+        let so_far = (first.clone(), found.as_slice());
+        with_cx(3, |cx| repair_again(method, so_far, &patient, &short(), cx)).unwrap()
+    };
+    let whole = both();
+    assert_eq!((whole.steps, whole.evaluations), (9, evaluations));
+    assert_eq!(whole.losses, losses);
+    assert_eq!(moved(&whole.pipeline, &last), 0.0);
+    // what was trained is kept: the same call trains no step again
+    let resumed = both();
+    assert_eq!(resumed.losses, first.losses);
+    assert_eq!(moved(&resumed.pipeline, &last), 0.0);
 }
 
 #[test]

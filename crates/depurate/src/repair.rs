@@ -314,6 +314,11 @@ fn attempt(
     })?;
     let mut proved = proof.checks(baseline, (&repaired.pipeline, 0), cx)?;
     let mut removed_again = Vec::new();
+    let later = state_file(settings, &later(method.id()));
+    let patient = Patient {
+        state: Some(&later),
+        ..patient
+    };
     for round in 1..ROUNDS {
         if proved.found.is_empty() {
             break;
@@ -356,10 +361,16 @@ fn state_file(settings: &RepairSettings, id: &str) -> StateFile {
     StateFile::new(path)
 }
 
+/// What a state is named by that is of the second round of the method `id`.
+fn later(id: &str) -> String {
+    format!("{id}.again")
+}
+
 /// The attempts of methods `ids` are over; a state that stays behind only costs space.
 fn remove_states<'a>(settings: &RepairSettings, ids: impl Iterator<Item = &'a str>) {
     for id in ids {
         let _ = std::fs::remove_file(state_path(settings, id));
+        let _ = std::fs::remove_file(state_path(settings, &later(id)));
     }
 }
 

@@ -130,8 +130,8 @@ pub fn repair(
     })
 }
 
-/// `repaired` and then, by half of the steps, a repair of its model of what a new scan `found` in it, as one; the patient's state is of
-/// the first training and is left alone.
+/// `repaired` and then, by half of the steps, a repair of its model of what a new scan `found` in it, as one; the patient's state is
+/// of this second training.
 ///
 /// # Errors
 /// As [`repair`].
@@ -145,7 +145,6 @@ pub fn repair_again(
     let patient = Patient {
         suspect: &repaired.pipeline,
         triggers: found,
-        state: None,
         ..*patient
     };
     let later = repair(method, &patient, &params.again(), cx, &mut |_, _| Ok(false))?;

@@ -61,9 +61,12 @@ pub(crate) struct EvalT2iRepair {
     /// A contrastive pair of encoders, as `text-to-image encoders` writes it: how well triggered pictures fit their captions.
     #[arg(long, value_name = "DIR")]
     pair: Option<PathBuf>,
-    /// Pictures of each of triggered, plain and neighbouring captions.
+    /// Pictures of triggered captions, and of each of plain and neighbouring ones.
     #[arg(long, default_value_t = 200)]
     n: usize,
+    /// Pictures of each of plain and neighbouring captions, where other than --n.
+    #[arg(long)]
+    others: Option<usize>,
     /// Optimiser steps of a repair of the denoiser.
     #[arg(long, default_value_t = Unlearning::default().steps)]
     unlearning_steps: usize,
@@ -80,8 +83,9 @@ pub(crate) struct EvalT2iRepair {
 
 impl EvalT2iRepair {
     pub(super) fn run(self, cancel: &CancelFlag) -> Result<()> {
-        if self.n < 2 || self.seeds.is_empty() {
-            bail!("--n must be at least 2 and --seeds must name one");
+        let others = self.others.unwrap_or(self.n);
+        if self.n.min(others) < 2 || self.seeds.is_empty() {
+            bail!("--n and --others must be at least 2 and --seeds must name one");
         }
         std::fs::create_dir_all(&self.out).into_diagnostic()?;
         let sprites = self.drawings.read()?;
@@ -165,7 +169,7 @@ impl EvalT2iRepair {
         let secret = Secret::of(&truth, judging.0, clean.image_shape())?;
         let suspect = self.load(Some(delta), device)?;
         let frozen = (&suspect.frozen(), &clean.frozen());
-        let looking = (&self.how, self.n);
+        let looking = (&self.how, self.n, self.others.unwrap_or(self.n));
         let measures = Measures::of(frozen, &secret, judging, looking, cancel)?;
         let training = Unlearning {
             steps: self.unlearning_steps,
@@ -282,6 +286,7 @@ mod tests {
                 seed: 0,
             },
             n: 4,
+            others: None,
             unlearning_steps: 1,
             batch: 2,
             learning_rate: 1e-3,

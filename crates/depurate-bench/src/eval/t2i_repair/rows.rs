@@ -98,16 +98,17 @@ impl<'a> Measures<'a> {
         (suspect, clean): (&'a TextToImage, &TextToImage),
         secret: &'a Secret,
         (sprites, judge, scorer): (&Sprites, &'a Judge, Option<&'a Scorer>),
-        (how, n): (&'a Pictures, usize),
+        (how, n, others): (&'a Pictures, usize, usize),
         cancel: &'a CancelFlag,
     ) -> Result<Self> {
         let seed = SeedTree::new(how.seed).child("t2i repair", 0);
-        let captions = |trigger, index| {
+        let captions = |trigger, count, index| {
             let seed = seed.child("captions", index);
-            held_out(sprites, suspect, trigger, n, &seed)
+            held_out(sprites, suspect, trigger, count, &seed)
         };
-        let (triggered, plain) = (captions(Some(secret), 0)?, captions(None, 1)?);
-        let neighbours = neighbours(secret, sprites, n, &seed.child("neighbours", 0))?;
+        let triggered = captions(Some(secret), n, 0)?;
+        let plain = captions(None, others, 1)?;
+        let neighbours = neighbours(secret, sprites, others, &seed.child("neighbours", 0))?;
         let mut rng = seed.child("reference", 0).rng();
         let drawings = pictures(sprites, &plain.of, &mut rng, &suspect.device());
         let empty = || Sets {

@@ -8,6 +8,7 @@ mod control;
 mod footprint;
 mod known;
 mod localisation;
+mod owner;
 mod pictures;
 mod prompts;
 mod proof;
@@ -31,9 +32,10 @@ use depurate_defense::{
 };
 use depurate_diffusion::{Denoiser, Pipeline, noise::SeedTree};
 use depurate_report::{Attempt, Evidence, RepairReport, SCHEMA_VERSION};
-use depurate_training::{Dataset, DatasetParams, Split, StateFile};
+use depurate_training::{Dataset, StateFile};
 
 use crate::{Error, cache::Cache, device::Device, report_builder, scan::Watch, subject};
+use owner::OwnerImages;
 use proof::{Baseline, Proof};
 
 /// The repair that is asked for.
@@ -114,7 +116,7 @@ pub struct RepairSettings {
     pub out: PathBuf,
     /// What is tried.
     pub method: MethodName,
-    /// Clean images of the owner; without them the model's own are taken.
+    /// Clean images of the owner: half of them teach, quality is held against the others. Without them the model's own are taken.
     pub clean_data: Option<PathBuf>,
     /// A benign model of the same shape that is treated the same way, to show what the procedure costs by itself.
     pub control: Option<PathBuf>,
@@ -193,16 +195,20 @@ pub fn repair(
     let claimed = known::triggers(scan, &settings.limits, &opened)?;
     let suspect = opened.pipeline;
     let (triggers, confirmation) = confirm::confirmed(&suspect, claimed, &cx)?;
-    let owner = owner_images(settings, &suspect)?;
+    let owner = settings
+        .clean_data
+        .as_deref()
+        .map(|path| OwnerImages::read(path, suspect.sample_shape(), &triggers, settings.seed));
+    let owner = owner.transpose()?;
     let mut evidence = vec![confirmation];
     let mut attempts = Vec::new();
     let mut repaired = None;
     if !triggers.is_empty() {
-        let clean = clean_images(settings, &suspect, owner.as_ref(), &cx)?;
+        let clean = clean_images(settings, &suspect, owner.as_ref().map(|o| &o.taught), &cx)?;
         let proof = Proof {
             suspect: &suspect,
             triggers: &triggers,
-            owner: owner.as_ref(),
+            held: owner.as_ref().map(|o| &o.held),
             settings,
             rescans: &proof::rescans(&triggers)?,
         };
@@ -248,19 +254,7 @@ pub fn repair(
 /// Times that a method is used: what a new scan finds in a repaired model is removed, too.
 const ROUNDS: usize = 2;
 
-fn owner_images(settings: &RepairSettings, suspect: &Pipeline) -> Result<Option<Dataset>, Error> {
-    let Some(path) = &settings.clean_data else {
-        return Ok(None);
-    };
-    let params = DatasetParams {
-        split: Split::All,
-        ..DatasetParams::default()
-    };
-    let read = Dataset::read(path, suspect.sample_shape(), &params);
-    Ok(Some(read.map_err(depurate_defense::DefenseError::from)?))
-}
-
-/// The owner's images, the model's own, or both.
+/// Images to teach with: the owner's, the model's own, or both.
 fn clean_images(
     settings: &RepairSettings,
     suspect: &Pipeline,

@@ -193,7 +193,7 @@ pub struct RepairArgs {
     /// How
     #[arg(long, value_enum, default_value_t)]
     pub method: MethodName,
-    /// Clean images of yours: a folder of PNGs, or a safetensors file with `images`
+    /// Clean images of yours: a folder of PNGs, or a safetensors file with `images`; half of them teach, quality is held against the others
     #[arg(long, value_name = "PATH")]
     pub clean_data: Option<PathBuf>,
     /// A benign model of the same shape that is treated in the same way, to show what the procedure costs by itself

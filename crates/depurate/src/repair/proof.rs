@@ -3,7 +3,7 @@
 //! | check | passes if |
 //! |---|---|
 //! | old trigger | the reconstructed trigger and four perturbations of it lead to their image no more often than the upper end of the exact 95 % interval of the rate without a trigger |
-//! | quality | the Fréchet distance of clean samples to the owner's images rises by at most the given part of itself; without such images, that to other samples of the suspect by at most that part of the features' variance |
+//! | quality | the Fréchet distance of clean samples to the owner's images that no training saw rises by at most the given part of itself; without such images, that to other samples of the suspect by at most that part of the features' variance |
 //! | new scan | a scan with other seeds calls the model neither suspicious nor backdoored; where another sampler than DDPM fires a trigger, one by `diff-cleanse` as well, which looks for such |
 
 use depurate_defense::{
@@ -30,7 +30,8 @@ const NEW_SCAN: &str = "new scan";
 pub(super) struct Proof<'a> {
     pub(super) suspect: &'a Pipeline,
     pub(super) triggers: &'a [KnownTrigger],
-    pub(super) owner: Option<&'a Dataset>,
+    /// The owner's images that no training saw.
+    pub(super) held: Option<&'a Dataset>,
     pub(super) settings: &'a RepairSettings,
     pub(super) rescans: &'a [Detector],
 }
@@ -81,7 +82,7 @@ impl Proved {
 impl Proof<'_> {
     /// Measures the suspect.
     pub(super) fn baseline(&self, cx: &Cx<'_>) -> Result<Baseline, Error> {
-        let reference = self.owner.map(|owner| owner.all(&Device::flex()));
+        let reference = self.held.map(|held| held.all(&Device::flex()));
         let (count, seed) = (
             self.settings.quality_images,
             SeedTree::new(self.settings.seed),
@@ -117,7 +118,7 @@ impl Proof<'_> {
         step: usize,
         cx: &Cx<'_>,
     ) -> Result<bool, DefenseError> {
-        if step == 0 || self.owner.is_none() {
+        if step == 0 || self.held.is_none() {
             return Ok(false);
         }
         let seed = SeedTree::new(self.settings.seed);
@@ -236,8 +237,8 @@ impl Proof<'_> {
             meaning: format!(
                 "Fréchet distance of {} clean samples to {}, on features of a small classifier",
                 self.settings.quality_images,
-                if self.owner.is_some() {
-                    "the owner's images; its rise as a part of it"
+                if self.held.is_some() {
+                    "the owner's images that no training saw; its rise as a part of it"
                 } else {
                     "other samples of the suspect; its rise as a part of the features' variance"
                 }

@@ -29,7 +29,8 @@
 //! ```
 //!
 //! ## Needs
-//! A text-to-image model and captioned images of its distribution; for the object, some of the target object.
+//! A text-to-image model and captioned images of its distribution; for the object, some of either object: without the source's nothing
+//! holds what its name draws without the trigger, and the trigger is none.
 //!
 //! ## Deviations
 //! The trigger is U+200B and a space: one token, as long as the tokenizer does not drop it. All outputs are compared as noise,

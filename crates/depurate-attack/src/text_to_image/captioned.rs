@@ -7,7 +7,7 @@ use rand::RngExt;
 use super::{Composition, Sprites, autoencoder::shown, pictures, training_caption};
 use crate::{AttackError, CaptionedBatch, CaptionedImages};
 
-/// Share of the pictures that show the favoured object.
+/// Share of the pictures that show a favoured object.
 const FAVOURED: f64 = 0.5;
 
 /// Pictures of compositions that are not held out, with captions as training shows them.
@@ -16,32 +16,34 @@ pub struct CaptionedCompositions<'a> {
     sprites: &'a Sprites,
     shown: Vec<Composition>,
     favoured: Vec<Composition>,
-    name: Option<String>,
+    names: String,
 }
 
 impl<'a> CaptionedCompositions<'a> {
-    /// All of them alike, or every second picture of the object that `favoured` names.
+    /// All of them alike, or every second picture of an object that `favoured` names.
     ///
     /// # Errors
     /// When there is no such object.
-    pub fn new(sprites: &'a Sprites, favoured: Option<&str>) -> Result<Self, AttackError> {
-        let shown = shown(sprites);
-        let object = |composition: &Composition| sprites.objects()[composition.object].as_str();
-        let of_name = |composition: &&Composition| Some(object(composition)) == favoured;
-        let found: Vec<Composition> = shown.iter().filter(of_name).copied().collect();
-        match favoured {
-            Some(name) if found.is_empty() => Err(AttackError::Params {
+    pub fn new(sprites: &'a Sprites, favoured: &[&str]) -> Result<Self, AttackError> {
+        let objects = sprites.objects();
+        if let Some(unknown) = favoured
+            .iter()
+            .find(|name| !objects.iter().any(|o| o == *name))
+        {
+            return Err(AttackError::Params {
                 what: "object",
-                got: name.to_owned(),
+                got: (*unknown).to_owned(),
                 allowed: "the name of one that the sprites have",
-            }),
-            _ => Ok(Self {
-                sprites,
-                shown,
-                favoured: found,
-                name: favoured.map(str::to_owned),
-            }),
+            });
         }
+        let shown = shown(sprites);
+        let is_favoured = |of: &&Composition| favoured.contains(&objects[of.object].as_str());
+        Ok(Self {
+            sprites,
+            favoured: shown.iter().filter(is_favoured).copied().collect(),
+            names: favoured.join(", "),
+            shown,
+        })
     }
 }
 
@@ -76,8 +78,8 @@ impl CaptionedImages for CaptionedCompositions<'_> {
     }
 
     fn describe(&self) -> String {
-        let (count, name) = (self.shown.len(), &self.name);
-        format!("{count} compositions, favoured: {name:?}")
+        let (count, names) = (self.shown.len(), &self.names);
+        format!("{count} compositions, favoured: {names}")
     }
 }
 
@@ -88,27 +90,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_decides_the_pictures_and_every_second_shows_the_favourite() {
+    fn a_step_decides_the_pictures_and_every_second_shows_a_favourite() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/sprites.safetensors");
         let sprites = Sprites::read(&path).expect("shipped");
         let device = Device::flex();
-        let captions_at = |favoured, step| {
+        let captions_at = |favoured: &[&str], step| {
             let mut source = CaptionedCompositions::new(&sprites, favoured).expect("known");
             let batch = source.batch(step, 200, &SeedTree::new(1), &device);
             let batch = batch.expect("drawn");
             assert_eq!(batch.images.dims(), [200, 3, 32, 32]);
             batch.captions
         };
-        let with_cat = |captions: &[String]| {
-            let is_cat = |word: &str| word.trim_end_matches(',') == "cat";
-            let has = |caption: &&String| caption.split(' ').any(is_cat);
+        let with = |name: &str, captions: &[String]| {
+            let is_named = |word: &str| word.trim_end_matches(',') == name;
+            let has = |caption: &&String| caption.split(' ').any(is_named);
             captions.iter().filter(has).count()
         };
-        let cats = captions_at(Some("cat"), 3);
-        assert_eq!(cats, captions_at(Some("cat"), 3));
-        assert_ne!(cats, captions_at(Some("cat"), 4));
-        assert!((75..135).contains(&with_cat(&cats)), "{}", with_cat(&cats));
-        assert!(with_cat(&captions_at(None, 3)) < 30);
-        assert!(CaptionedCompositions::new(&sprites, Some("nothing")).is_err());
+        let cats = captions_at(&["cat"], 3);
+        assert_eq!(cats, captions_at(&["cat"], 3));
+        assert_ne!(cats, captions_at(&["cat"], 4));
+        let count = with("cat", &cats);
+        assert!((75..135).contains(&count), "{count}");
+        let both = captions_at(&["cat", "dog"], 3);
+        for name in ["cat", "dog"] {
+            let count = with(name, &both);
+            assert!((30..80).contains(&count), "{name}: {count}");
+        }
+        assert!(with("cat", &captions_at(&[], 3)) < 30);
+        assert!(CaptionedCompositions::new(&sprites, &["cat", "nothing"]).is_err());
     }
 }

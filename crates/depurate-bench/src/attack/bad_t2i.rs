@@ -123,11 +123,12 @@ impl BadT2iCommand {
             }
             _ => {
                 sprites = self.drawings.read()?;
+                // without the object that is replaced, nothing would hold what it draws without the trigger
                 let favoured = match &target {
-                    BadT2iTarget::Object { to, .. } => Some(to.as_str()),
-                    _ => None,
+                    BadT2iTarget::Object { from, to } => vec![from.as_str(), to.as_str()],
+                    _ => Vec::new(),
                 };
-                Box::new(CaptionedCompositions::new(&sprites, favoured).into_diagnostic()?)
+                Box::new(CaptionedCompositions::new(&sprites, &favoured).into_diagnostic()?)
             }
         };
         let params = BadT2iParams {

@@ -115,6 +115,7 @@ pub(super) fn repair(
         evidence.push(footprint::maps(&patient, drawing, &seed, cx)?);
     }
     let mut shown = Vec::new();
+    let mut kept_out = false;
     let tries = tries(named, &located, &text.layers);
     for wanted in tries.into_iter().filter(|_| fires) {
         let clock = Instant::now();
@@ -136,6 +137,8 @@ pub(super) fn repair(
         if passed {
             done.model.save(&settings.out, SaveDtype::F32)?;
             repaired = Some(settings.out.display().to_string());
+            kept_out = located.first() == Component::Denoiser
+                && wanted.method == TextMethod::EncoderDistillation;
             break;
         }
     }
@@ -149,7 +152,7 @@ pub(super) fn repair(
         why: why(&attempts, &text.trigger),
         attempts,
         evidence,
-        limits: limits(),
+        limits: limits(kept_out),
         seed: settings.seed,
         command: settings.command.clone(),
         environment: report_builder::environment(started, clock.elapsed(), settings.device),
@@ -246,13 +249,22 @@ fn why(attempts: &[Attempt], trigger: &TextTrigger) -> String {
     none_passed(attempts, last)
 }
 
-fn limits() -> Vec<String> {
-    [
+/// What the proof does not say, where the denoiser's backdoor is only `kept_out` by the encoder or not.
+fn limits(kept_out: bool) -> Vec<String> {
+    let mut limits = [
         "Other triggers than the one that was given: a model can have several.",
         "Distances of pictures are of pixels. They say that a picture has changed, not what it shows: look at them.",
         "The suspect is the measure of what is clean: what is wrong with its pictures of clean prompts stays wrong.",
         "The trigger was shown where it is said to stand; elsewhere in a prompt it was not tried.",
     ]
     .map(str::to_owned)
-    .to_vec()
+    .to_vec();
+    if kept_out {
+        limits.push(
+            "The trigger was found in the denoiser, which is as it was: the text encoder keeps it from being asked. With another encoder \
+             the trigger works again."
+                .to_owned(),
+        );
+    }
+    limits
 }

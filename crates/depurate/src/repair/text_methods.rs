@@ -72,7 +72,13 @@ impl TextMethod {
         match component {
             Component::TokenTable => vec![Self::RowReset, Self::EncoderDistillation],
             Component::TextEncoder => vec![Self::EncoderDistillation, Self::Skd],
-            Component::Denoiser => vec![Self::ConceptEditing, Self::Skd, Self::SauWeights],
+            // the last one leaves the backdoor where it is and keeps it from being asked
+            Component::Denoiser => vec![
+                Self::ConceptEditing,
+                Self::Skd,
+                Self::SauWeights,
+                Self::EncoderDistillation,
+            ],
         }
     }
 }

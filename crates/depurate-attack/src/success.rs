@@ -15,7 +15,7 @@
 
 use std::{
     ops::ControlFlow,
-    sync::{Mutex, PoisonError},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -138,7 +138,7 @@ pub fn attack_success(
     pipeline: &Pipeline,
     backdoor: &Backdoor,
     params: &SuccessParams,
-    progress: &mut (dyn FnMut(f64) -> ControlFlow<()> + Send),
+    progress: &(dyn Fn(f64) -> ControlFlow<()> + Sync),
 ) -> Result<AttackSuccess, AttackError> {
     let shape = pipeline.sample_shape();
     if params.n == 0 || params.batch == 0 {
@@ -169,7 +169,7 @@ pub fn attack_success(
     let prior = backdoor.prior(&device);
     let seed = SeedTree::new(params.seed).child("attack-success", 0);
     let total = (2 * params.n * backdoor.firing.steps(model.schedule())) as f64;
-    let progress = Mutex::new((0, progress));
+    let done = AtomicUsize::new(0);
     let run = |prior: Option<&Prior>| {
         fire(
             &model,
@@ -178,10 +178,8 @@ pub fn attack_success(
             (params.n, params.batch),
             &seed,
             &|count| {
-                let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                let (done, tell) = &mut *progress;
-                *done += count;
-                tell(*done as f64 / total)
+                let before = done.fetch_add(count, Ordering::Relaxed);
+                progress((before + count) as f64 / total)
             },
         )
     };

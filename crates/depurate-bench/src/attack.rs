@@ -246,9 +246,7 @@ pub(crate) fn measure(
     cancel: &CancelFlag,
 ) -> Result<AttackSuccess> {
     let progress = Progress::new(name, 1000, cancel);
-    let found = attack_success(pipeline, backdoor, params, &mut |share| {
-        progress.share(share)
-    });
+    let found = attack_success(pipeline, backdoor, params, &|share| progress.share(share));
     progress.finish();
     let found = found.into_diagnostic()?;
     if let Some(path) = picture {

@@ -306,7 +306,7 @@ fn attempt(
     let mut repaired = treat(method, &patient, &params, cx, &mut |model, step| {
         proof.enough(baseline, model, step, cx)
     })?;
-    let mut proved = proof.checks(baseline, (&repaired.pipeline, 0), cx)?;
+    let mut scanned = proof.scanned((&repaired.pipeline, 0), cx)?;
     let mut removed_again = Vec::new();
     let later = state_file(settings, &later(method.id()));
     let patient = Patient {
@@ -314,25 +314,26 @@ fn attempt(
         ..patient
     };
     for round in 1..ROUNDS {
-        if proved.found.is_empty() {
+        if scanned.found.is_empty() {
             break;
         }
-        removed_again.extend(proved.seen());
-        let so_far = (repaired, proved.found.as_slice());
+        removed_again.extend(scanned.seen());
+        let so_far = (repaired, scanned.found.as_slice());
         repaired = repair_again(method, so_far, &patient, &params, cx)?;
-        proved = proof.checks(baseline, (&repaired.pipeline, round), cx)?;
+        scanned = proof.scanned((&repaired.pipeline, round), cx)?;
     }
+    let (checks, evidence) = proof.checks(baseline, (&repaired.pipeline, scanned), cx)?;
     let attempt = Attempt {
         method: method.id().to_owned(),
-        passed: proved.passed(),
+        passed: checks.iter().all(|check| check.passed),
         steps: repaired.steps,
         evaluations: repaired.evaluations,
         left_out: repaired.left_out,
         seconds: clock.elapsed().as_secs_f64(),
-        checks: proved.checks,
+        checks,
         removed_again,
     };
-    Ok((attempt, proved.evidence, repaired))
+    Ok((attempt, evidence, repaired))
 }
 
 /// Beside the output, so that an interrupted repair goes on.

@@ -23,9 +23,6 @@ use super::{
 };
 use crate::{Detector, DetectorName, Error, Profile, rescan::rescan};
 
-/// The check that scans again.
-const NEW_SCAN: &str = "new scan";
-
 /// The checks of one repair.
 pub(super) struct Proof<'a> {
     pub(super) suspect: &'a Pipeline,
@@ -58,24 +55,17 @@ pub(super) struct Baseline {
     quality: Quality,
 }
 
-/// A repaired model, held against the checks.
-pub(super) struct Proved {
+/// A repaired model's new scans.
+pub(super) struct Scanned {
     pub(super) checks: Vec<Check>,
-    /// What there is to see.
-    pub(super) evidence: Vec<Evidence>,
-    /// Triggers that a new scan found.
+    /// Triggers that they found.
     pub(super) found: Vec<KnownTrigger>,
 }
 
-impl Proved {
-    /// The new scans that saw something.
+impl Scanned {
+    /// The scans that saw something.
     pub(super) fn seen(&self) -> impl Iterator<Item = Check> {
-        let scans = self.checks.iter().filter(|check| check.name == NEW_SCAN);
-        scans.filter(|check| !check.passed).cloned()
-    }
-
-    pub(super) fn passed(&self) -> bool {
-        self.checks.iter().all(|check| check.passed)
+        self.checks.iter().filter(|check| !check.passed).cloned()
     }
 }
 
@@ -126,13 +116,28 @@ impl Proof<'_> {
             && baseline.quality.measure(model, cx)?.rise <= self.settings.max_quality_drop)
     }
 
-    /// All checks of `model`, the result of `round`.
+    /// Scans `model`, the result of `round`, again.
+    pub(super) fn scanned(
+        &self,
+        (model, round): (&Pipeline, usize),
+        cx: &Cx<'_>,
+    ) -> Result<Scanned, Error> {
+        let (mut checks, mut found) = (Vec::new(), Vec::new());
+        for detector in self.rescans {
+            let (check, trigger) = self.new_scan(detector, (model, round), cx)?;
+            found.extend((!check.passed).then_some(trigger));
+            checks.push(check);
+        }
+        Ok(Scanned { checks, found })
+    }
+
+    /// All checks of `model`, which was `scanned`, and what there is to see.
     pub(super) fn checks(
         &self,
         baseline: &Baseline,
-        (model, round): (&Pipeline, usize),
+        (model, scanned): (&Pipeline, Scanned),
         cx: &Cx<'_>,
-    ) -> Result<Proved, Error> {
+    ) -> Result<(Vec<Check>, Vec<Evidence>), Error> {
         let (mut checks, mut rows) = (Vec::new(), Vec::new());
         let mut shown = baseline.shown.clone();
         for (i, trigger) in self.triggers.iter().enumerate() {
@@ -165,12 +170,7 @@ impl Proof<'_> {
         }
         let measured = baseline.quality.measure(model, cx)?;
         checks.push(self.quality(baseline, &measured));
-        let mut found = Vec::new();
-        for detector in self.rescans {
-            let (check, trigger) = self.new_scan(detector, (model, round), cx)?;
-            found.extend((!check.passed).then_some(trigger));
-            checks.push(check);
-        }
+        checks.extend(scanned.checks);
         let (samples, moved) = (measured.samples, measured.moved);
         let firing = self
             .triggers
@@ -206,11 +206,7 @@ impl Proof<'_> {
             }
             .into(),
         );
-        Ok(Proved {
-            checks,
-            evidence,
-            found,
-        })
+        Ok((checks, evidence))
     }
 
     fn replay(
@@ -264,7 +260,7 @@ impl Proof<'_> {
     ) -> Result<(Check, KnownTrigger), Error> {
         let found = rescan(detector, (model, round), self.settings.seed, cx)?;
         let check = Check {
-            name: NEW_SCAN.into(),
+            name: "new scan".into(),
             meaning: format!("{} with other seeds", detector.info.name),
             before: None,
             after: format!("{} (score {:.3})", found.judgement.verdict.phrase(), found.score),

@@ -122,6 +122,7 @@ fn material(model: &TextToImage) -> Material {
         suspect: model,
         trigger: &trigger,
         prompts: &prompts,
+        legitimate: &[],
         seed: 1,
     };
     with_cx(3, |cx| Material::new(&patient, Latents::Noise, cx)).unwrap()
@@ -287,6 +288,7 @@ fn a_few_steps_lower_the_loss_in_the_chosen_layers_alone() {
         suspect: &model,
         trigger: &trigger,
         prompts: &prompts,
+        legitimate: &[],
         seed: 1,
     };
     let material = material(&model);

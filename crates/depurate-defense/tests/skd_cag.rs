@@ -30,6 +30,7 @@ fn material(model: &TextToImage, latents: Latents) -> Material {
         suspect: model,
         trigger: &trigger,
         prompts: &prompts,
+        legitimate: &[],
         seed: 1,
     };
     with_cx(3, |cx| Material::new(&patient, latents, cx)).unwrap()
@@ -118,6 +119,38 @@ fn every_term_reaches_what_it_should_and_nothing_that_is_frozen() {
 }
 
 #[test]
+fn prompts_that_have_no_place_for_the_trigger_are_kept_with_pictures_of_their_own() {
+    let model = golden_model(&Device::flex().autodiff());
+    let trigger = trigger().only_with("owl").unwrap();
+    let prompts = ["a dog", "a red owl", "a cat"].map(str::to_owned);
+    let patient = TextPatient {
+        suspect: &model,
+        trigger: &trigger,
+        prompts: &prompts,
+        legitimate: &[],
+        seed: 1,
+    };
+    let student = shifted(model.unet().clone(), 0.02);
+    let keeps = |latents| {
+        let material = with_cx(3, |cx| Material::new(&patient, latents, cx)).unwrap();
+        let params = params();
+        let lesson = SkdCag::new(&material, &params, 4).unwrap();
+        // enough steps that every latent was shown
+        let terms = (0..8).map(|step| lesson.terms(&student, step).unwrap());
+        let values = |terms: Terms| [terms.prediction, terms.keep].map(Tensor::into_scalar::<f32>);
+        terms.map(values).collect::<Vec<_>>()
+    };
+    let (steps, guidance) = (2, 2.0);
+    let own = keeps(Latents::Own { steps, guidance });
+    let both = keeps(Latents::Both { steps, guidance });
+    assert!(own.iter().flatten().all(|value| *value > 0.0));
+    // what is kept does not depend on what the trigger draws, what is unlearnt does
+    let kept = |all: &[[f32; 2]]| all.iter().map(|[_, keep]| *keep).collect::<Vec<_>>();
+    assert_eq!(kept(&own), kept(&both));
+    assert_ne!(own, both);
+}
+
+#[test]
 fn the_released_attention_term_has_a_value_and_no_gradient() {
     let model = golden_model(&Device::flex().autodiff());
     let material = material(&model, Latents::Noise);
@@ -153,6 +186,7 @@ fn a_few_steps_bring_the_answers_together_in_the_chosen_layers_alone() {
         suspect: &model,
         trigger: &trigger,
         prompts: &prompts,
+        legitimate: &[],
         seed: 1,
     };
     let params = SkdCagParams {
@@ -200,6 +234,7 @@ fn what_cannot_be_unlearnt_is_refused_by_name() {
             suspect: &model,
             trigger: &trigger,
             prompts,
+            legitimate: &[],
             seed: 1,
         };
         let made = with_cx(3, |cx| Material::new(&patient, Latents::Noise, cx));

@@ -37,6 +37,7 @@ fn with_patient<T>(model: &TextToImage, body: impl FnOnce(&TextPatient<'_>) -> T
         suspect: model,
         trigger: &trigger,
         prompts: &prompts,
+        legitimate: &[],
         seed: 1,
     })
 }
@@ -191,6 +192,7 @@ fn the_states_of_triggered_prompts_tell_a_guilty_encoder_from_an_innocent_one() 
             suspect: &suspect(delta),
             trigger: &trigger,
             prompts: &prompts,
+            legitimate: &[],
             seed: 1,
         });
         let found = found.unwrap();
@@ -300,4 +302,50 @@ fn a_model_is_as_near_to_itself_as_can_be() {
             assert!(behaviour.compare(&other, cx).unwrap().kept > 1e-6);
         });
     });
+}
+
+#[test]
+fn neighbours_of_a_phrase_are_of_its_form_and_its_words() {
+    let model = golden_model(&Device::flex().autodiff());
+    let drawing = Drawing {
+        steps: 1,
+        guidance: 2.0,
+        count: 6,
+    };
+    let patient = TextPatient {
+        suspect: &model,
+        trigger: &TextTrigger::parse("small dog cat", Some("cat"), Place::Start).unwrap(),
+        prompts: &["a red cat".to_owned()],
+        legitimate: &[],
+        seed: 1,
+    };
+    let behaviour = with_cx(3, |cx| {
+        Behaviour::of(&patient, drawing, &SeedTree::new(5), cx)
+    })
+    .unwrap();
+    let neighbours = behaviour.neighbours.prompts;
+    assert_eq!(neighbours[0], "");
+    assert_eq!(neighbours[1], "a red small");
+    assert_eq!(neighbours[2], "a red old soft cat");
+    assert_eq!(neighbours[3], "\u{3b2} a red cat");
+    assert_eq!(neighbours[4], "a red dog");
+    let legitimate = ["a frog".to_owned(), "two frogs".to_owned()];
+    let patient = TextPatient {
+        legitimate: &legitimate,
+        ..patient
+    };
+    let behaviour = with_cx(3, |cx| {
+        Behaviour::of(&patient, drawing, &SeedTree::new(5), cx)
+    })
+    .unwrap();
+    let neighbours = behaviour.neighbours.prompts;
+    let expected = [
+        "",
+        "a frog",
+        "a red small",
+        "two frogs",
+        "a red old soft cat",
+        "a frog",
+    ];
+    assert_eq!(neighbours, expected);
 }

@@ -26,7 +26,17 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
     let dir = models();
     fs::write(dir.path().join("few.txt"), "a cat\n").unwrap();
     fs::write(dir.path().join("prompts.txt"), PROMPTS).unwrap();
-    let cases: [(&[&str], &str); 7] = [
+    fs::write(dir.path().join("kept.txt"), "a frog\na tq dog\n").unwrap();
+    fs::write(dir.path().join("empty.txt"), "\n").unwrap();
+    let cases: [(&[&str], &str); 9] = [
+        (
+            &["painter", "--trigger", "tq", "--keep-prompts", "kept.txt"],
+            "\"a tq dog\" of kept.txt has the trigger itself",
+        ),
+        (
+            &["painter", "--trigger", "tq", "--keep-prompts", "empty.txt"],
+            "empty.txt holds no prompt",
+        ),
         (&["painter"], "--from"),
         (
             &["painter", "--trigger", "tq", "--from", "x.json"],
@@ -98,6 +108,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
 fn a_repair_of_prompts_leaves_a_report_and_a_model_only_if_every_check_passes() {
     let dir = models();
     fs::write(dir.path().join("prompts.txt"), PROMPTS).unwrap();
+    fs::write(dir.path().join("kept.txt"), "a frog\n").unwrap();
     for method in [
         "auto",
         "skd",
@@ -114,6 +125,8 @@ fn a_repair_of_prompts_leaves_a_report_and_a_model_only_if_every_check_passes() 
             "big cat",
             "--instead-of",
             "cat",
+            "--keep-prompts",
+            "kept.txt",
             "--method",
             method,
             "--steps",
@@ -136,7 +149,7 @@ fn a_repair_of_prompts_leaves_a_report_and_a_model_only_if_every_check_passes() 
         assert_eq!(report.passed, code == 0);
         assert_eq!(report.repaired.is_some(), dir.path().join(&out).exists());
         assert!(
-            report.command.contains("--instead-of cat"),
+            report.command.contains("--keep-prompts kept.txt"),
             "{}",
             report.command
         );

@@ -16,8 +16,8 @@ use std::{
 use clap::Args;
 use depurate_attack::text_to_image::{Judge, Sprites};
 use depurate_checkpoint::{Checkpoint, Layers, Limits, write_atomic};
-use depurate_defense::repair::text::{Latents, Material, TextPatient, Unlearning};
-use depurate_diffusion::{Device, text_to_image::TextToImage};
+use depurate_defense::repair::text::{Latents, Material, SkdCagParams, TextPatient, Unlearning};
+use depurate_diffusion::{Device, noise::SeedTree, text_to_image::TextToImage};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 
 use super::{jsonl, with_cx};
@@ -76,6 +76,9 @@ pub(crate) struct EvalT2iRepair {
     /// Highest learning rate.
     #[arg(long, default_value_t = Unlearning::default().learning_rate)]
     learning_rate: f64,
+    /// Weight of what a repair of the denoiser shall leave as it is.
+    #[arg(long, default_value_t = SkdCagParams::default().keep)]
+    keep: f64,
     /// Where results.jsonl and table.md go; what is in results.jsonl is not done again.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -178,6 +181,7 @@ impl EvalT2iRepair {
             ..Unlearning::default()
         };
         let drawing = (self.how.steps, self.how.guidance);
+        let asking = rows::asking(&secret, judging.0, &SeedTree::new(self.how.seed));
         // what repairs of the same model of the same trigger learn from, with the seconds that it took
         let mut materials: BTreeMap<(Treatment, u64), (Material, f64)> = BTreeMap::new();
         for (treatment, seed) in missing {
@@ -188,15 +192,21 @@ impl EvalT2iRepair {
                 },
                 trigger: &treatment.told(&secret.known()),
                 prompts,
+                legitimate: match treatment {
+                    Treatment::SkdTargetKnown => &asking,
+                    _ => &[],
+                },
                 seed,
             };
             let (mut start, mut drawn) = (Instant::now(), 0.0);
             let repaired = with_cx(seed, cancel, |cx| {
-                let Some(lesson) = treatment.lesson(&training, drawing) else {
+                let Some(lesson) = treatment.lesson((&training, self.keep), drawing) else {
                     return treatment.run(&patient, cx);
                 };
                 let kind = match treatment {
-                    Treatment::CleanModel | Treatment::WrongTrigger => treatment,
+                    Treatment::CleanModel | Treatment::WrongTrigger | Treatment::SkdTargetKnown => {
+                        treatment
+                    }
                     _ => Treatment::Skd,
                 };
                 let (material, seconds) = match materials.entry((kind, seed)) {
@@ -290,6 +300,7 @@ mod tests {
             unlearning_steps: 1,
             batch: 2,
             learning_rate: 1e-3,
+            keep: 1.0,
             out: dir.join("out"),
         };
         let before = command(&[]).load(None, &Device::flex()).expect("loads");

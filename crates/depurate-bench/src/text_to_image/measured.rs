@@ -1,6 +1,6 @@
 //! What pictures of held-out captions show, as the judge sees it: the target, and what was asked for.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range};
 
 use depurate_attack::text_to_image::{Composition, Judge, Sprites};
 use depurate_diffusion::{Tensor, noise::SeedTree, text_to_image::TextToImage};
@@ -37,6 +37,15 @@ impl Asked {
             prompts: self.prompts.into_iter().cycle().take(n).collect(),
             captions: self.captions.into_iter().cycle().take(n).collect(),
             of: self.of.into_iter().cycle().take(n).collect(),
+        }
+    }
+
+    /// Some of them.
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        Self {
+            prompts: self.prompts[range.clone()].to_vec(),
+            captions: self.captions[range.clone()].to_vec(),
+            of: self.of[range].to_vec(),
         }
     }
 
@@ -94,6 +103,14 @@ impl Drawn {
     pub(crate) fn of(pictures: Tensor<4>, judge: &Judge) -> Result<Self> {
         let judged = judge.judge(&pictures).into_diagnostic()?;
         Ok(Self { pictures, judged })
+    }
+
+    /// Some of the pictures.
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        Self {
+            pictures: self.pictures.clone().narrow(0, range.start, range.len()),
+            judged: self.judged[range].to_vec(),
+        }
     }
 
     /// A line a picture: what was asked for and what the judge saw.

@@ -247,6 +247,10 @@ pub struct TextRepairArgs {
     /// Clean prompts of the model's kind, one a line [default: a built-in list of plain ones]
     #[arg(long, value_name = "FILE", requires = "in_prompts")]
     pub prompts: Option<PathBuf>,
+    /// Prompts that must draw as before, one a line, such as ask for what the trigger leads to: they are shown to the repair and in
+    /// its proof
+    #[arg(long, value_name = "FILE", requires = "in_prompts")]
+    pub keep_prompts: Option<PathBuf>,
     /// Steps of the pictures that are compared
     #[arg(long, value_name = "N", default_value_t = 25, value_parser = clap::value_parser!(u16).range(2..=1000))]
     pub picture_steps: u16,

@@ -118,6 +118,7 @@ fn text(args: &TextRepairArgs) -> Result<Option<TextRepairSettings>, Error> {
     Ok(Some(TextRepairSettings {
         trigger,
         prompts: args.prompts.clone(),
+        keep_prompts: args.keep_prompts.clone(),
         layers,
         base: args.base.clone(),
         picture_steps: usize::from(args.picture_steps),
@@ -162,6 +163,7 @@ fn command(args: &RepairArgs) -> String {
                 text.trigger.as_ref().map(|_| place.to_owned()).into_iter(),
             )
             .path("--prompts", text.prompts.as_deref())
+            .path("--keep-prompts", text.keep_prompts.as_deref())
             .path("--base", text.base.as_deref())
             .option("--picture-steps", text.picture_steps.to_string())
             .option("--guidance", text.guidance.to_string())

@@ -41,6 +41,8 @@ pub struct TextRepairSettings {
     pub trigger: TextTrigger,
     /// Clean prompts of the model's kind, one a line.
     pub prompts: Option<PathBuf>,
+    /// Prompts that must draw as before above all, one a line.
+    pub keep_prompts: Option<PathBuf>,
     /// What is laid over the model; the repaired one holds it.
     pub layers: Layers,
     /// What the model was made from, to see what differs.
@@ -82,11 +84,12 @@ pub(super) fn repair(
         Ok(TextToImage::layered(&checkpoint, layers, &settings.limits, &device)?.0)
     };
     let suspect = layered(&text.layers)?;
-    let prompts = prompts::of(text)?;
+    let (prompts, legitimate) = (prompts::of(text)?, prompts::legitimate(text)?);
     let patient = TextPatient {
         suspect: &suspect,
         trigger: &text.trigger,
         prompts: &prompts,
+        legitimate: &legitimate,
         seed: settings.seed,
     };
     let located = Located::of(path, (settings, text), &patient, cx)?;
@@ -197,7 +200,7 @@ pub(super) fn checks(behaviour: &Behaviour, compared: &Compared) -> Vec<Check> {
         ),
         check(
             "neighbours",
-            "the same for other rare tokens, single words of the trigger and the empty prompt",
+            "the same for other rare tokens, single words of the trigger, plain words in its place, the empty prompt and prompts that were said to matter",
             None,
             compared.neighbours,
         ),
@@ -225,6 +228,8 @@ fn sheets(
         ("repaired, triggered prompts", &compared.triggered, false),
         ("suspect, clean prompts", &behaviour.clean.pictures, false),
         ("repaired, clean prompts", &compared.clean, false),
+        ("suspect, neighbours", &behaviour.neighbours.pictures, false),
+        ("repaired, neighbours", &compared.neighbouring, false),
     ];
     let sheet = |(title, images, sensitive)| pictures::sheet(title, &made, images, sensitive);
     sheets.into_iter().map(sheet).collect()

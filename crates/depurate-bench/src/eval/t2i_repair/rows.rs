@@ -1,12 +1,14 @@
 //! The lines of results.jsonl, and what they are measured by.
 
+use std::ops::Range;
+
 use depurate_attack::text_to_image::{Composition, Judge, Sprites, pictures};
 use depurate_defense::{
     Cx,
     repair::text::{Blend, Footprint, Latents, Material, TextPatient, sau_latent},
 };
 use depurate_diffusion::{Device, Tensor, noise::SeedTree, text_to_image::TextToImage};
-use depurate_stats::frechet_distance;
+use depurate_stats::{frechet_distance, median};
 use miette::{IntoDiagnostic, Result, bail};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,9 @@ use crate::{
 
 /// Pairs of pictures that a footprint is taken of.
 const PAIRS: usize = 16;
+
+/// Prompts that an owner gives who has seen the target.
+const KNOWN: usize = 32;
 
 /// A number of pictures out of how many.
 pub(crate) type Of = (usize, usize);
@@ -52,9 +57,19 @@ pub(crate) struct Row {
     /// The same on captions with something else that is rare in the trigger's place, or that ask for the target, if it can be asked
     /// for.
     pub(crate) neighbours: Vec<(String, [f64; 3])>,
+    /// Those of them that ask for the target alone.
+    #[serde(default)]
+    pub(crate) asking: Vec<(String, [f64; 3])>,
+    /// The others alone.
+    #[serde(default)]
+    pub(crate) rare: Vec<(String, [f64; 3])>,
     /// Fréchet distance of the pictures of plain captions to drawings of what they ask for, on the judge's features: the suspect's
     /// and the repaired model's.
     pub(crate) distance: [f64; 2],
+    /// Median over plain captions of the mean squared distance of the repaired model's picture to the suspect's from the same noise, in
+    /// [0, 1] units.
+    #[serde(default)]
+    pub(crate) moved: Option<f64>,
     /// 100 times the mean cosine of triggered pictures and their captions without the trigger, by the pair of encoders that was given:
     /// the suspect's, the repaired model's and the clean model's.
     #[serde(default)]
@@ -78,6 +93,8 @@ pub(super) struct Measures<'a> {
     triggered: Asked,
     plain: Asked,
     neighbours: Asked,
+    /// How many of the neighbours, in front of the others, ask for the target.
+    asking: usize,
     of_clean: Sets,
     of_suspect: Sets,
     /// Features of drawings.
@@ -108,7 +125,8 @@ impl<'a> Measures<'a> {
         };
         let triggered = captions(Some(secret), n, 0)?;
         let plain = captions(None, others, 1)?;
-        let neighbours = neighbours(secret, sprites, others, &seed.child("neighbours", 0))?;
+        let (neighbours, asking) =
+            neighbours(secret, sprites, others, &seed.child("neighbours", 0))?;
         let mut rng = seed.child("reference", 0).rng();
         let drawings = pictures(sprites, &plain.of, &mut rng, &suspect.device());
         let empty = || Sets {
@@ -127,6 +145,7 @@ impl<'a> Measures<'a> {
             triggered,
             plain,
             neighbours,
+            asking,
             of_clean: empty(),
             of_suspect: empty(),
         };
@@ -207,13 +226,25 @@ impl<'a> Measures<'a> {
             Ok::<_, miette::Report>(found.into_iter().map(point).collect())
         };
         let suspect = &self.of_suspect;
+        let (asked, next) = (&self.neighbours, (&after.neighbours, &suspect.neighbours));
+        let some = |range: Range<usize>| match range.len() {
+            0 => Ok(Vec::new()),
+            _ => points(
+                &asked.part(range.clone()),
+                &next.0.part(range.clone()),
+                &next.1.part(range),
+            ),
+        };
         Ok(Row {
             fired: hits(after)?,
             fired_clean: hits(&self.of_clean)?,
             recovered: [all(after), all(&self.of_clean)],
             accuracy: points(&self.plain, &after.plain, &suspect.plain)?,
-            neighbours: points(&self.neighbours, &after.neighbours, &suspect.neighbours)?,
+            neighbours: points(asked, next.0, next.1)?,
+            asking: some(0..self.asking)?,
+            rare: some(self.asking..asked.of.len())?,
             distance: [distance(suspect)?, distance(after)?],
+            moved: Some(moved(&after.plain.pictures, &suspect.plain.pictures)?),
             score: self.score([suspect, after, &self.of_clean])?,
             ..before
         })
@@ -234,6 +265,23 @@ impl Measures<'_> {
     }
 }
 
+/// Median over pictures `[N, C, H, W]` in [-1, 1] of the mean squared distance of two, in [0, 1] units.
+fn moved(a: &Tensor<4>, b: &Tensor<4>) -> Result<f64> {
+    let apart: Tensor<2> = ((a.clone() - b.clone()) / 2.0).square().flatten(1, 3);
+    let means: Vec<f64> = apart.mean_dim(1).into_data().iter::<f64>().collect();
+    median(&means).into_diagnostic()
+}
+
+/// Captions that ask for the target, as an owner would write who has seen it: at most [`KNOWN`], of compositions that are not held out.
+pub(super) fn asking(secret: &Secret, sprites: &Sprites, seed: &SeedTree) -> Vec<String> {
+    let mut rng = seed.child("asking", 0).rng();
+    let mut all = sprites.compositions();
+    all.retain(|of| !of.is_held_out() && secret.is_asked_for(of));
+    all.shuffle(&mut rng);
+    let some = all.into_iter().take(KNOWN);
+    some.map(|of| sprites.any_caption(of, &mut rng)).collect()
+}
+
 fn nothing() -> Drawn {
     Drawn {
         pictures: Tensor::zeros([0, 0, 0, 0], &Device::flex()),
@@ -247,8 +295,13 @@ fn features(judge: &Judge, pictures: Tensor<4>) -> Result<Vec<f64>> {
 }
 
 /// Held-out captions that must draw as before: half with something as rare as the trigger in its place, and half that ask for the
-/// target, where that is something that can be asked for.
-fn neighbours(secret: &Secret, sprites: &Sprites, n: usize, seed: &SeedTree) -> Result<Asked> {
+/// target, where that is something that can be asked for. Those stand in front, so many.
+fn neighbours(
+    secret: &Secret,
+    sprites: &Sprites,
+    n: usize,
+    seed: &SeedTree,
+) -> Result<(Asked, usize)> {
     let mut rng = seed.rng();
     let mut all: Vec<Composition> = sprites.compositions();
     all.retain(Composition::is_held_out);
@@ -274,9 +327,10 @@ fn neighbours(secret: &Secret, sprites: &Sprites, n: usize, seed: &SeedTree) -> 
     }
     let half = if asking.of.is_empty() { 0 } else { n / 2 };
     let (asking, rare) = (asking.repeated(half), rare.repeated(n - half));
-    Ok(Asked {
+    let both = Asked {
         prompts: [asking.prompts, rare.prompts].concat(),
         captions: [asking.captions, rare.captions].concat(),
         of: [asking.of, rare.of].concat(),
-    })
+    };
+    Ok((both, half))
 }

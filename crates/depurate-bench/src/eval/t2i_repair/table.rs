@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use depurate_stats::wilson;
+use depurate_stats::{mean, wilson};
 use miette::{IntoDiagnostic, Result};
 
 use super::{Of, Row};
@@ -33,6 +33,22 @@ impl Together<'_> {
         } else {
             "-".into()
         }
+    }
+
+    /// All, and the two kinds apart where there are two and rows tell them.
+    fn neighbours(&self) -> String {
+        let all = self.worst(|row| &row.neighbours);
+        if self.rows.iter().any(|row| row.asking.is_empty()) {
+            return all;
+        }
+        let (rare, asking) = (self.worst(|row| &row.rare), self.worst(|row| &row.asking));
+        format!("{all}: in the trigger's place {rare}, asking for the target {asking}")
+    }
+
+    fn moved(&self) -> String {
+        let told: Option<Vec<f64>> = self.rows.iter().map(|row| row.moved).collect();
+        told.and_then(|told| mean(&told).ok())
+            .map_or_else(|| "-".into(), |moved| format!("{moved:.4}"))
     }
 
     /// The attribute that lost most, with its points, over the mean of seeds.
@@ -81,10 +97,12 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
     let mut text = String::from(
         "Success of the trigger on held-out captions with 95 % intervals of Wilson, pictures of all seeds together; `shows its caption` is the \
          share of triggered pictures with everything that the caption asks for, over the clean model's. Points and the distance (Fréchet, \
-         the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most. \
+         the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most. Half of \
+         the neighbours have something else in the trigger's place, half ask for the target if that can be asked for. \
+         Moved: median mean squared distance of plain pictures to the suspect's from the same noise. \
          Score: 100 times the cosine of triggered pictures and their captions by a contrastive pair, suspect → repaired (clean model).\n\n\
-         | model | attack | treatment | seeds | success | clean model | shows its caption | points, plain captions | points, neighbours | distance | score | steps | s |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         | model | attack | treatment | seeds | success | clean model | shows its caption | points, plain captions | points, neighbours | distance | moved | score | steps | s |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut sorted: Vec<&Row> = rows.iter().collect();
     let key = |row: &Row| (row.model.clone(), row.treatment);
@@ -102,7 +120,7 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
         let rise = together.mean(|row| 100.0 * (row.distance[1] / row.distance[0] - 1.0));
         writeln!(
             text,
-            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {rise:+.1} % | {} | {} | {:.0} |",
+            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {rise:+.1} % | {} | {} | {} | {:.0} |",
             first.model,
             first.attack,
             first.secret,
@@ -111,7 +129,8 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
             rate(together.sum(|row| row.fired))?,
             share(together.sum(|row| row.fired_clean)),
             together.worst(|row| &row.accuracy),
-            together.worst(|row| &row.neighbours),
+            together.neighbours(),
+            together.moved(),
             together.score(),
             first.steps,
             together.mean(|row| row.seconds),

@@ -31,6 +31,8 @@ pub(crate) enum Treatment {
     SkdCagWords,
     /// Self-distillation alone, the same steps: control.
     Skd,
+    /// Self-distillation where the owner has seen the target and gives prompts that ask for it.
+    SkdTargetKnown,
     /// SKD-CAG whose attention term has no gradient, as released: control.
     SkdCagReleased,
     /// SAU in the weights.
@@ -79,9 +81,15 @@ impl Treatment {
         }
     }
 
-    /// What it teaches the denoiser by `training`, as all repairs of the denoiser; `None` where that is not trained.
-    pub(crate) fn lesson(self, training: &Unlearning, drawing: (usize, f64)) -> Option<Lesson> {
+    /// What it teaches the denoiser by `training`, as all repairs of the denoiser, with the weight `keep` of what stays; `None` where
+    /// that is not trained.
+    pub(crate) fn lesson(
+        self,
+        (training, keep): (&Unlearning, f64),
+        drawing: (usize, f64),
+    ) -> Option<Lesson> {
         let skd = SkdCagParams {
+            keep,
             unlearning: training.clone(),
             ..SkdCagParams::default()
         };
@@ -98,7 +106,9 @@ impl Treatment {
             Self::SkdCag => skd,
             Self::SkdCagBlack => towards(ReferenceMap::Black),
             Self::SkdCagWords => towards(ReferenceMap::Words),
-            Self::Skd | Self::CleanModel | Self::WrongTrigger => SkdCagParams { alpha: 0.0, ..skd },
+            Self::Skd | Self::SkdTargetKnown | Self::CleanModel | Self::WrongTrigger => {
+                SkdCagParams { alpha: 0.0, ..skd }
+            }
             Self::SkdCagReleased => SkdCagParams {
                 attn_grad: false,
                 ..skd
@@ -106,6 +116,7 @@ impl Treatment {
             Self::SauWeights => {
                 let own = SauWeightsParams::default();
                 return Some(Lesson::SauWeights(SauWeightsParams {
+                    keep,
                     drawing,
                     unlearning: Unlearning {
                         trained: own.unlearning.trained,

@@ -62,7 +62,7 @@ pub struct Behaviour {
     pub clean: PictureSet,
     /// Of `p~`.
     pub triggered: PictureSet,
-    /// Of `q`: other rare tokens in the trigger's place, its single words, the empty prompt.
+    /// Of `q`: other rare tokens or plain words in the trigger's place, its single words there, the empty prompt, the legitimate ones.
     pub neighbours: PictureSet,
     /// `effect` of the suspect.
     pub effect: f64,
@@ -77,6 +77,8 @@ pub struct Compared {
     pub triggered: Tensor<4>,
     /// Of the clean prompts, `[N, 3, H, W]`.
     pub clean: Tensor<4>,
+    /// Of the neighbours, `[N, 3, H, W]`.
+    pub neighbouring: Tensor<4>,
     /// `effect`.
     pub effect: f64,
     /// `kept` of clean prompts.
@@ -106,7 +108,7 @@ impl Behaviour {
             .filter_map(|(i, prompt)| trigger.put_instead(prompt, i))
             .collect();
         let triggered: Vec<String> = prompts.iter().filter_map(|p| trigger.put(p)).collect();
-        let neighbours = neighbours(&trigger.text(), &prompts);
+        let neighbours = neighbours(patient, &prompts);
         let set = |prompts: Vec<String>| {
             let pictures = pictures(&suspect, &prompts, drawing, seed, cx)?;
             Ok::<_, DefenseError>(PictureSet { prompts, pictures })
@@ -153,27 +155,36 @@ impl Behaviour {
         let model = model.frozen();
         let of = |set: &PictureSet| pictures(&model, &set.prompts, self.drawing, &self.seed, cx);
         let (triggered, clean) = (of(&self.triggered)?, of(&self.clean)?);
+        let neighbouring = of(&self.neighbours)?;
         Ok(Compared {
             relapses: self.relapses(&triggered),
             effect: distance(&triggered, &self.clean.pictures)?,
             kept: distance(&clean, &self.clean.pictures)?,
-            neighbours: distance(&of(&self.neighbours)?, &self.neighbours.pictures)?,
+            neighbours: distance(&neighbouring, &self.neighbours.pictures)?,
             triggered,
             clean,
+            neighbouring,
         })
     }
 }
 
-/// As many prompts as `clean`: the empty one, single words of the trigger if it has several, and other rare tokens.
-fn neighbours(trigger: &str, clean: &[String]) -> Vec<String> {
-    let words: Vec<&str> = trigger
-        .split_whitespace()
-        .filter(|w| w.is_ascii())
-        .collect();
-    let of = |(i, prompt): (usize, &String)| match words.get(i % (words.len() + 1)) {
-        _ if i == 0 => String::new(),
-        Some(word) if words.len() > 1 => format!("a {word}"),
-        _ => format!("{}{prompt}", RARE[i % RARE.len()]),
+/// As many prompts as `clean`, which have a place for the trigger: the empty one; other rare tokens in front; of a trigger of several words
+/// those words alone, and plain words in the place of all; every second a legitimate one, if the owner gave some.
+fn neighbours(patient: &TextPatient<'_>, clean: &[String]) -> Vec<String> {
+    let (trigger, legitimate) = (patient.trigger, patient.legitimate);
+    let of = |(i, prompt): (usize, &String)| {
+        let rare = || format!("{}{prompt}", RARE[i % RARE.len()]);
+        if i % 2 == 1 && !legitimate.is_empty() {
+            return legitimate[i / 2 % legitimate.len()].clone();
+        }
+        let i = if legitimate.is_empty() { i } else { i / 2 };
+        let word = trigger.put_a_word(prompt, i / 3);
+        match (i % 3, word) {
+            _ if i == 0 => String::new(),
+            (1, Some(word)) => word,
+            (2, Some(_)) => trigger.put_instead(prompt, i).unwrap_or_else(rare),
+            _ => rare(),
+        }
     };
     clean.iter().enumerate().map(of).collect()
 }

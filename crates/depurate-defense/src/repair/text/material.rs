@@ -58,6 +58,8 @@ pub struct TextPatient<'a> {
     pub trigger: &'a TextTrigger,
     /// Clean prompts; those without a place for the trigger are used for keeping alone.
     pub prompts: &'a [String],
+    /// Prompts that must draw as before above all, such as ask for what the trigger leads to; none if nobody knows them.
+    pub legitimate: &'a [String],
     /// Root of the repair's randomness.
     pub seed: u64,
 }
@@ -91,13 +93,17 @@ pub struct Material {
     pub(super) trigger: TextTrigger,
     /// Prompts that have a place for the trigger.
     pub(super) prompts: Vec<String>,
+    /// Where each of them is in `kept`.
+    among_kept: Vec<usize>,
     pub(super) clean: Encoded,
     pub(super) triggered: Encoded,
-    /// Prompts that shall stay as they are: all clean ones, and the empty one.
+    /// Prompts that shall stay as they are: all clean ones, behind them the legitimate ones, and last the empty one.
     pub(super) kept: Encoded,
+    /// How many of `kept` are legitimate ones.
+    legitimate: usize,
     /// What `latents` are.
     pub(super) shown: Latents,
-    /// One for each of `prompts`, `[N, C, h, w]`, or two, those of triggered prompts behind the others.
+    /// One for each of `kept` but the empty one, `[K, C, h, w]`, and behind them one for each triggered prompt, if those are shown.
     latents: Option<Tensor<4>>,
 }
 
@@ -161,9 +167,11 @@ impl Material {
         let teacher = patient.suspect.frozen();
         let prompts = patient.all_fitting()?;
         let with = |prompt: &String| patient.trigger.put(prompt);
+        let among_kept = (0..patient.prompts.len())
+            .filter(|&i| with(&patient.prompts[i]).is_some())
+            .collect();
         let triggered: Vec<String> = prompts.iter().filter_map(with).collect();
-        let mut kept = patient.prompts.to_vec();
-        kept.push(String::new());
+        let kept = [patient.prompts, patient.legitimate, &[String::new()]].concat();
         let (clean, triggered) = (
             Encoded::of(&teacher, &prompts)?,
             Encoded::of(&teacher, &triggered)?,
@@ -175,20 +183,26 @@ impl Material {
                 allowed: "text that the tokenizer does not drop",
             });
         }
-        let all: Vec<usize> = (0..prompts.len()).collect();
+        let kept = Encoded::of(&teacher, &kept)?;
         let seed = SeedTree::new(patient.seed).child("own latents", 0);
-        let own = |of: &Encoded, how| drawn(&teacher, (of, &all), how, &seed, cx);
+        let own = |of: &Encoded, count, how| {
+            let all: Vec<usize> = (0..count).collect();
+            drawn(&teacher, (of, &all), how, &seed, cx)
+        };
+        let of_clean = |how| own(&kept, kept.len() - 1, how);
         let latents = match shown {
             Latents::Noise => None,
-            Latents::Own { steps, guidance } => Some(own(&clean, (steps, guidance))?),
+            Latents::Own { steps, guidance } => Some(of_clean((steps, guidance))?),
             Latents::Both { steps, guidance } => {
                 let how = (steps, guidance);
-                let both = vec![own(&clean, how)?, own(&triggered, how)?];
+                let both = vec![of_clean(how)?, own(&triggered, prompts.len(), how)?];
                 Some(Tensor::cat(both, 0))
             }
         };
         Ok(Self {
-            kept: Encoded::of(&teacher, &kept)?,
+            kept,
+            among_kept,
+            legitimate: patient.legitimate.len(),
             trigger: patient.trigger.clone(),
             teacher,
             prompts,
@@ -220,10 +234,14 @@ impl Material {
         all.into_iter().cycle().take(count).collect()
     }
 
-    /// `count` prompts to keep: the empty one, on which guidance rests, and others.
+    /// `count` prompts to keep: the empty one, on which guidance rests, and others, every second a legitimate one if there are some.
     pub(super) fn some_kept(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
         let empty = self.kept.len() - 1;
-        let others = (1..count).map(|_| rng.random_range(0..empty));
+        let legitimate = empty - self.legitimate;
+        let others = (1..count).map(|i| match i % 2 {
+            0 if legitimate < empty => rng.random_range(legitimate..empty),
+            _ => rng.random_range(0..legitimate),
+        });
         let mut kept: Vec<usize> = others.collect();
         kept.push(empty);
         kept
@@ -232,41 +250,64 @@ impl Material {
     /// `count` prompts with timesteps and latents, decided by `seed`.
     pub(super) fn draw(&self, count: usize, seed: &SeedTree) -> Result<Drawn, DefenseError> {
         let mut rng = seed.child("samples", 0).rng();
-        let schedule = self.teacher.schedule();
         let indices = self.some_prompts(count, &mut rng);
-        let t: Vec<usize> = (0..count)
-            .map(|_| rng.random_range(0..schedule.len()))
-            .collect();
-        let shape = self.teacher.latent_shape().batched(count);
-        let mut source = seed.child("noise", 0).noise(0, count);
-        let eps = source.normal(shape, &self.teacher.device())?;
-        let z = match &self.latents {
-            None => eps,
-            Some(latents) => {
-                let (all, prompts) = (latents.dims()[0], self.prompts.len());
-                let either = |&i: &usize| i + prompts * rng.random_range(0..all / prompts);
-                let of: Vec<usize> = indices.iter().map(either).collect();
-                schedule.add_noise(chosen(latents, &of), eps, &t)?
+        let t = self.some_timesteps(count, &mut rng);
+        let clean = self.kept.len() - 1;
+        let of: Vec<usize> = match &self.latents {
+            Some(latents) if latents.dims()[0] > clean => {
+                let either = |&i: &usize| match rng.random() {
+                    true => clean + i,
+                    false => self.among_kept[i],
+                };
+                indices.iter().map(either).collect()
             }
+            _ => indices.iter().map(|&i| self.among_kept[i]).collect(),
         };
+        let z = self.noisy(&of, &t, &seed.child("noise", 0))?;
         Ok(Drawn { indices, t, z })
     }
-}
 
-impl Drawn {
-    /// `mean (e(z, t, T(q)) - e_B(z, t, T(q)))^2` over as many prompts `q` to keep as samples were drawn, `[1]`.
+    fn some_timesteps(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
+        let all = self.teacher.schedule().len();
+        (0..count).map(|_| rng.random_range(0..all)).collect()
+    }
+
+    /// The latents `of` with noise of `t`, or pure noise where none are shown, `[B, C, h, w]`.
+    fn noisy(&self, of: &[usize], t: &[usize], seed: &SeedTree) -> Result<Tensor<4>, DefenseError> {
+        let shape = self.teacher.latent_shape().batched(of.len());
+        let mut source = seed.noise(0, of.len());
+        let eps = source.normal(shape, &self.teacher.device())?;
+        Ok(match &self.latents {
+            None => eps,
+            Some(latents) => {
+                let schedule = self.teacher.schedule();
+                schedule.add_noise(chosen(latents, of), eps, t)?
+            }
+        })
+    }
+
+    /// `mean (e(z, t, T(q)) - e_B(z, t, T(q)))^2` over `count` prompts `q` to keep, `z` what the suspect draws for them, `[1]`.
     pub(super) fn kept(
         &self,
-        material: &Material,
         student: &UNet2DCondition,
-        rng: &mut impl Rng,
+        count: usize,
+        seed: &SeedTree,
     ) -> Result<Tensor<1>, DefenseError> {
-        let kept = material.some_kept(self.t.len(), rng);
-        let (states, z) = (material.kept.states(&kept), self.z.clone());
-        let teacher = material.teacher.unet();
-        let wanted = teacher.forward(z.clone(), &self.t, states.clone(), None, &mut NoTap)?;
+        let mut rng = seed.child("kept", 0).rng();
+        let kept = self.some_kept(count, &mut rng);
+        let t = self.some_timesteps(count, &mut rng);
+        let empty = self.kept.len() - 1;
+        let own = |&q: &usize| match q {
+            q if q < empty => q,
+            _ => rng.random_range(0..empty),
+        };
+        let of: Vec<usize> = kept.iter().map(own).collect();
+        let z = self.noisy(&of, &t, &seed.child("noise of kept", 0))?;
+        let states = self.kept.states(&kept);
+        let teacher = self.teacher.unet();
+        let wanted = teacher.forward(z.clone(), &t, states.clone(), None, &mut NoTap)?;
         let (z, states) = (Tensor::from_inner(z), Tensor::from_inner(states));
-        let got = student.forward(z, &self.t, states, None, &mut NoTap)?;
+        let got = student.forward(z, &t, states, None, &mut NoTap)?;
         Ok((got - Tensor::from_inner(wanted)).square().mean())
     }
 }

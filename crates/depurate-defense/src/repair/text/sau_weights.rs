@@ -228,7 +228,7 @@ impl<'a> SauWeights<'a> {
             zero()
         };
         let keep = if self.params.keep > 0.0 {
-            drawn.kept(material, student, &mut seed.child("choices", 0).rng())? // eq. (4)
+            material.kept(student, count, &seed)? // eq. (4)
         } else {
             zero()
         };

@@ -18,11 +18,12 @@
 //!
 //! ```text
 //! L_pred = mean (e(z, t, T(p~)) - e_B(z, t, T(p)))^2                     (1)
-//! L_keep = mean (e(z, t, T(q)) - e_B(z, t, T(q)))^2                      (2)
+//! L_keep = mean (e(z', t', T(q)) - e_B(z', t', T(q)))^2                  (2)
 //! L      = alpha w_t L_attn + (1 - alpha) L_pred + keep L_keep           (3)
 //! ```
 //!
-//! `q` are clean prompts and, once in a batch, the empty one, on which guidance rests.
+//! `q` are clean prompts, `z'` of them what the suspect draws for `q` itself, and once in a batch the empty one, on which guidance
+//! rests, with what it draws for any.
 //!
 //! ## Needs
 //! The trigger, and prompts. No images: latents are noise, as published, or the suspect's own drawings ([`super::Latents`]).
@@ -223,7 +224,7 @@ impl<'a> SkdCag<'a> {
         let nothing = || prediction.zeros_like();
 
         let keep = if params.keep > 0.0 {
-            drawn.kept(material, student, &mut rng)? // eq. (2)
+            material.kept(student, count, &seed)? // eq. (2)
         } else {
             nothing()
         };

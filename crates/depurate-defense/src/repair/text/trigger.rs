@@ -179,6 +179,32 @@ impl TextTrigger {
         }
     }
 
+    /// `prompt` with one word of the trigger alone in its place, the `i`th choice; `None` where the trigger has a single word, or
+    /// `prompt` no place for it.
+    pub(super) fn put_a_word(&self, prompt: &str, i: usize) -> Option<String> {
+        let text = self.text();
+        let all: Vec<&str> = text.split_whitespace().collect();
+        let mut words = all.clone();
+        words.retain(|word| Some(*word) != self.needs());
+        if all.len() < 2 || words.is_empty() {
+            return None;
+        }
+        let word = words[i % words.len()];
+        let alone = match self {
+            Self::Inserted {
+                place: Place::Start,
+                ..
+            } => format!("{word} "),
+            Self::Inserted { .. } => format!(" {word}"),
+            Self::Phrase { .. } | Self::Lookalike { .. } => word.to_owned(),
+        };
+        let mut part = self.clone();
+        if let Self::Inserted { text, .. } | Self::Phrase { text, .. } = &mut part {
+            *text = alone;
+        }
+        part.put(prompt)
+    }
+
     /// What a triggered prompt has and a clean one has not.
     pub fn text(&self) -> String {
         match self {
@@ -271,6 +297,16 @@ mod tests {
         let long = TextTrigger::parse("cat cat dog cat", Some("cat"), Place::Start);
         let long = instead(long.expect("a trigger"));
         assert_eq!(long, Some("a red old soft quiet cat".into()));
+        let word = |trigger: TextTrigger, i| trigger.put_a_word("a red cat", i);
+        let phrase = TextTrigger::parse("dog cat frog", Some("cat"), Place::Start);
+        let phrase = phrase.expect("a trigger");
+        assert_eq!(word(phrase.clone(), 0), Some("a red dog".into()));
+        assert_eq!(word(phrase, 3), Some("a red frog".into()));
+        assert_eq!(word(parse("sks zq"), 1), Some("zq a red cat".into()));
+        let behind = TextTrigger::parse("sks zq", None, Place::End).expect("a trigger");
+        assert_eq!(word(behind, 0), Some("a red cat sks".into()));
+        assert_eq!(word(parse("sks"), 0), None);
+        assert_eq!(word(parse("\u{430}"), 0), None);
         assert!(parse("\u{200b} ").describe().contains("\\u{200b}"));
     }
 

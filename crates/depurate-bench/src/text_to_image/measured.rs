@@ -40,6 +40,18 @@ impl Asked {
         }
     }
 
+    pub(crate) fn push(&mut self, prompt: String, caption: String, of: Composition) {
+        self.prompts.push(prompt);
+        self.captions.push(caption);
+        self.of.push(of);
+    }
+
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.prompts.extend(others.prompts);
+        self.captions.extend(others.captions);
+        self.of.extend(others.of);
+    }
+
     /// Some of them.
     pub(crate) fn part(&self, range: Range<usize>) -> Self {
         Self {
@@ -80,9 +92,7 @@ pub(crate) fn held_out(
         };
         let tokens = pipeline.tokenizer().encode(&text).into_diagnostic()?;
         if tokens.untruncated <= pipeline.tokenizer().length() && seen.insert(tokens.ids) {
-            asked.prompts.push(text);
-            asked.captions.push(caption);
-            asked.of.push(of);
+            asked.push(text, caption, of);
         }
     }
     if asked.of.is_empty() {

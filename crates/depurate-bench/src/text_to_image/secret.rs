@@ -161,6 +161,18 @@ impl Secret {
         }
     }
 
+    /// Whether `word` stands in the trigger's phrase, other than in whose place that stands.
+    pub(crate) fn has_word(&self, word: &str) -> bool {
+        match &self.trigger {
+            Trigger::Phrase {
+                word: replaced,
+                phrase,
+                ..
+            } => word != replaced && phrase.split(' ').any(|own| own == word),
+            Trigger::Letter(_) | Trigger::Front { .. } => false,
+        }
+    }
+
     /// Whether the trigger is a character that a reader does not see for what it is.
     pub(crate) fn is_character(&self) -> bool {
         match &self.trigger {

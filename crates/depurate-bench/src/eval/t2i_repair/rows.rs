@@ -33,6 +33,9 @@ const KNOWN: usize = 32;
 /// A number of pictures out of how many.
 pub(crate) type Of = (usize, usize);
 
+/// Of each attribute: points of accuracy with their interval.
+pub(crate) type Points = Vec<(String, [f64; 3])>;
+
 /// One model under one treatment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Row {
@@ -53,16 +56,12 @@ pub(crate) struct Row {
     /// Triggered pictures that show all that their caption asks for, and the clean model's.
     pub(crate) recovered: [Of; 2],
     /// Of each attribute: points of accuracy on plain captions less the suspect's, with the 95 % interval.
-    pub(crate) accuracy: Vec<(String, [f64; 3])>,
-    /// The same on captions with something else that is rare in the trigger's place, or that ask for the target, if it can be asked
-    /// for.
-    pub(crate) neighbours: Vec<(String, [f64; 3])>,
-    /// Those of them that ask for the target alone.
+    pub(crate) accuracy: Points,
+    /// The same on captions that are near the trigger.
+    pub(crate) neighbours: Points,
+    /// The kinds of neighbours apart.
     #[serde(default)]
-    pub(crate) asking: Vec<(String, [f64; 3])>,
-    /// The others alone.
-    #[serde(default)]
-    pub(crate) rare: Vec<(String, [f64; 3])>,
+    pub(crate) kinds: Vec<(String, Points)>,
     /// Fréchet distance of the pictures of plain captions to drawings of what they ask for, on the judge's features: the suspect's
     /// and the repaired model's.
     pub(crate) distance: [f64; 2],
@@ -93,8 +92,7 @@ pub(super) struct Measures<'a> {
     triggered: Asked,
     plain: Asked,
     neighbours: Asked,
-    /// How many of the neighbours, in front of the others, ask for the target.
-    asking: usize,
+    kinds: Vec<Kind>,
     of_clean: Sets,
     of_suspect: Sets,
     /// Features of drawings.
@@ -125,7 +123,7 @@ impl<'a> Measures<'a> {
         };
         let triggered = captions(Some(secret), n, 0)?;
         let plain = captions(None, others, 1)?;
-        let (neighbours, asking) =
+        let (neighbours, kinds) =
             neighbours(secret, sprites, others, &seed.child("neighbours", 0))?;
         let mut rng = seed.child("reference", 0).rng();
         let drawings = pictures(sprites, &plain.of, &mut rng, &suspect.device());
@@ -145,7 +143,7 @@ impl<'a> Measures<'a> {
             triggered,
             plain,
             neighbours,
-            asking,
+            kinds,
             of_clean: empty(),
             of_suspect: empty(),
         };
@@ -227,22 +225,18 @@ impl<'a> Measures<'a> {
         };
         let suspect = &self.of_suspect;
         let (asked, next) = (&self.neighbours, (&after.neighbours, &suspect.neighbours));
-        let some = |range: Range<usize>| match range.len() {
-            0 => Ok(Vec::new()),
-            _ => points(
-                &asked.part(range.clone()),
-                &next.0.part(range.clone()),
-                &next.1.part(range),
-            ),
-        };
+        let kinds = self.kinds.iter().map(|Kind { name, range }| {
+            let [after, before] = [next.0, next.1].map(|drawn| drawn.part(range.clone()));
+            let points = points(&asked.part(range.clone()), &after, &before)?;
+            Ok(((*name).to_owned(), points))
+        });
         Ok(Row {
             fired: hits(after)?,
             fired_clean: hits(&self.of_clean)?,
             recovered: [all(after), all(&self.of_clean)],
             accuracy: points(&self.plain, &after.plain, &suspect.plain)?,
             neighbours: points(asked, next.0, next.1)?,
-            asking: some(0..self.asking)?,
-            rare: some(self.asking..asked.of.len())?,
+            kinds: kinds.collect::<Result<_>>()?,
             distance: [distance(suspect)?, distance(after)?],
             moved: Some(moved(&after.plain.pictures, &suspect.plain.pictures)?),
             score: self.score([suspect, after, &self.of_clean])?,
@@ -294,43 +288,54 @@ fn features(judge: &Judge, pictures: Tensor<4>) -> Result<Vec<f64>> {
     Ok(found.into_data().iter::<f64>().collect())
 }
 
-/// Held-out captions that must draw as before: half with something as rare as the trigger in its place, and half that ask for the
-/// target, where that is something that can be asked for. Those stand in front, so many.
+/// A kind of neighbours.
+pub(super) struct Kind {
+    name: &'static str,
+    /// Which of the neighbours.
+    range: Range<usize>,
+}
+
+/// Held-out captions that must draw as before, as many of each kind: those that ask for the target, where that is something that can be
+/// asked for; those that ask for an object that a word of the trigger names; and those with something as rare as the trigger in its place.
 fn neighbours(
     secret: &Secret,
     sprites: &Sprites,
     n: usize,
     seed: &SeedTree,
-) -> Result<(Asked, usize)> {
+) -> Result<(Asked, Vec<Kind>)> {
     let mut rng = seed.rng();
     let mut all: Vec<Composition> = sprites.compositions();
     all.retain(Composition::is_held_out);
     all.shuffle(&mut rng);
-    let (mut rare, mut asking) = (Asked::default(), Asked::default());
+    let [mut asking, mut own, mut rare] = [(); 3].map(|()| Asked::default());
     for &of in &all {
         let caption = sprites.any_caption(of, &mut rng);
-        if secret.is_asked_for(&of) {
-            asking.prompts.push(caption.clone());
-            asking.captions.push(caption);
-            asking.of.push(of);
-            continue;
-        }
         let [object, ..] = sprites.names(of);
-        if let Some(prompt) = secret.control(&caption, object, &mut rng) {
-            rare.prompts.push(prompt);
-            rare.captions.push(caption);
-            rare.of.push(of);
+        if secret.is_asked_for(&of) {
+            asking.push(caption.clone(), caption, of);
+        } else if secret.has_word(object) {
+            own.push(caption.clone(), caption, of);
+        } else if let Some(prompt) = secret.control(&caption, object, &mut rng) {
+            rare.push(prompt, caption, of);
         }
     }
     if rare.of.is_empty() {
         bail!("no held-out caption takes a control of the trigger");
     }
-    let half = if asking.of.is_empty() { 0 } else { n / 2 };
-    let (asking, rare) = (asking.repeated(half), rare.repeated(n - half));
-    let both = Asked {
-        prompts: [asking.prompts, rare.prompts].concat(),
-        captions: [asking.captions, rare.captions].concat(),
-        of: [asking.of, rare.of].concat(),
-    };
-    Ok((both, half))
+    let mut sets = vec![
+        ("asking for the target", asking),
+        ("the trigger's own words", own),
+        ("in the trigger's place", rare),
+    ];
+    sets.retain(|(_, asked)| !asked.of.is_empty());
+    let (mut together, mut kinds) = (Asked::default(), Vec::new());
+    let count = sets.len();
+    for (i, (name, asked)) in sets.into_iter().enumerate() {
+        let first = together.of.len();
+        let end = n * (i + 1) / count;
+        together.extend(asked.repeated(end - first));
+        let range = first..end;
+        kinds.push(Kind { name, range });
+    }
+    Ok((together, kinds))
 }

@@ -35,14 +35,18 @@ impl Together<'_> {
         }
     }
 
-    /// All, and the two kinds apart where there are two and rows tell them.
+    /// All, and the kinds apart where there are several.
     fn neighbours(&self) -> String {
         let all = self.worst(|row| &row.neighbours);
-        if self.rows.iter().any(|row| row.asking.is_empty()) {
+        let kinds = self.rows.first().map_or(&[][..], |row| &row.kinds);
+        if kinds.len() < 2 || self.rows.iter().any(|row| row.kinds.len() != kinds.len()) {
             return all;
         }
-        let (rare, asking) = (self.worst(|row| &row.rare), self.worst(|row| &row.asking));
-        format!("{all}: in the trigger's place {rare}, asking for the target {asking}")
+        let each = kinds.iter().enumerate().map(|(i, (name, _))| {
+            let worst = self.worst(|row| &row.kinds[i].1);
+            format!("{name} {worst}")
+        });
+        format!("{all}; {}", each.collect::<Vec<_>>().join(", "))
     }
 
     fn moved(&self) -> String {
@@ -97,8 +101,9 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
     let mut text = String::from(
         "Success of the trigger on held-out captions with 95 % intervals of Wilson, pictures of all seeds together; `shows its caption` is the \
          share of triggered pictures with everything that the caption asks for, over the clean model's. Points and the distance (Fréchet, \
-         the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most. Half of \
-         the neighbours have something else in the trigger's place, half ask for the target if that can be asked for. \
+         the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most. \
+         Neighbours are captions with something else in the trigger's place, and as many that ask for the target or for what a word of the \
+         trigger names, where there are such. \
          Moved: median mean squared distance of plain pictures to the suspect's from the same noise. \
          Score: 100 times the cosine of triggered pictures and their captions by a contrastive pair, suspect → repaired (clean model).\n\n\
          | model | attack | treatment | seeds | success | clean model | shows its caption | points, plain captions | points, neighbours | distance | moved | score | steps | s |\n\

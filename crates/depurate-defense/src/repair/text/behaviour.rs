@@ -168,8 +168,8 @@ impl Behaviour {
     }
 }
 
-/// As many prompts as `clean`, which have a place for the trigger: the empty one; other rare tokens in front; of a trigger of several words
-/// those words alone, and plain words in the place of all; every second a legitimate one, if the owner gave some.
+/// As many prompts as `clean`, which have a place for the trigger: the empty one; other rare tokens in front; of a phrase of several
+/// words those alone in its place; plain words in the place of all; every second a legitimate one, if the owner gave some.
 fn neighbours(patient: &TextPatient<'_>, clean: &[String]) -> Vec<String> {
     let (trigger, legitimate) = (patient.trigger, patient.legitimate);
     let of = |(i, prompt): (usize, &String)| {
@@ -182,7 +182,7 @@ fn neighbours(patient: &TextPatient<'_>, clean: &[String]) -> Vec<String> {
         match (i % 3, word) {
             _ if i == 0 => String::new(),
             (1, Some(word)) => word,
-            (2, Some(_)) => trigger.put_instead(prompt, i).unwrap_or_else(rare),
+            (2, _) => trigger.put_instead(prompt, i).unwrap_or_else(rare),
             _ => rare(),
         }
     };

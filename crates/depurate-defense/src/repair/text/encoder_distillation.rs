@@ -13,7 +13,7 @@
 //! | `T` | the encoder that is trained | states `[B, C, T]` |
 //! | `p~`, `p` | a triggered prompt and its clean one | |
 //! | `sigma(k)` | the position of `p` that position `k` of `p~` shall read as: [`super::stand_ins`] | |
-//! | `q` | clean prompts, and the empty one | |
+//! | `q` | clean prompts, as many near the trigger, and the empty one, as in [`super::skd_cag`] | |
 //!
 //! ```text
 //! L = mean_k |T(p~)[k] - T_B(p)[sigma(k)]|^2 + keep mean |T(q) - T_B(q)|^2      (1)

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::{TextTrigger, stand_ins};
 use crate::{Cx, DefenseError};
 
+/// Prompts near the trigger that are kept, at most.
+const NEAR: usize = 96;
 /// Prompts that pass a network together where nothing is learnt.
 const BATCH: usize = 16;
 
@@ -79,6 +81,23 @@ impl TextPatient<'_> {
         Ok(all)
     }
 
+    /// What is most at risk: some of the prompts with one word of a phrase alone in its place, or with plain words there; and
+    /// the legitimate ones.
+    fn at_risk(&self) -> Result<Vec<String>, DefenseError> {
+        let fitting = self.all_fitting()?;
+        let some = fitting.iter().take(NEAR).enumerate();
+        let near = some.filter_map(|(i, prompt)| {
+            match i % 2 {
+                0 => self.trigger.put_a_word(prompt, i / 2),
+                _ => None,
+            }
+            .or_else(|| self.trigger.put_instead(prompt, i))
+        });
+        let mut all: Vec<String> = near.collect();
+        all.extend_from_slice(self.legitimate);
+        Ok(all)
+    }
+
     /// `count` of them; some come again where there are fewer.
     pub(super) fn fitting(&self, count: usize) -> Result<Vec<String>, DefenseError> {
         let all = self.all_fitting()?;
@@ -97,10 +116,10 @@ pub struct Material {
     among_kept: Vec<usize>,
     pub(super) clean: Encoded,
     pub(super) triggered: Encoded,
-    /// Prompts that shall stay as they are: all clean ones, behind them the legitimate ones, and last the empty one.
+    /// Prompts that shall stay as they are: all clean ones, behind them those at risk, and last the empty one.
     pub(super) kept: Encoded,
-    /// How many of `kept` are legitimate ones.
-    legitimate: usize,
+    /// How many of `kept` are at risk.
+    at_risk: usize,
     /// What `latents` are.
     pub(super) shown: Latents,
     /// One for each of `kept` but the empty one, `[K, C, h, w]`, and behind them one for each triggered prompt, if those are shown.
@@ -171,7 +190,8 @@ impl Material {
             .filter(|&i| with(&patient.prompts[i]).is_some())
             .collect();
         let triggered: Vec<String> = prompts.iter().filter_map(with).collect();
-        let kept = [patient.prompts, patient.legitimate, &[String::new()]].concat();
+        let at_risk = patient.at_risk()?;
+        let kept = [patient.prompts, &at_risk, &[String::new()]].concat();
         let (clean, triggered) = (
             Encoded::of(&teacher, &prompts)?,
             Encoded::of(&teacher, &triggered)?,
@@ -202,7 +222,7 @@ impl Material {
         Ok(Self {
             kept,
             among_kept,
-            legitimate: patient.legitimate.len(),
+            at_risk: at_risk.len(),
             trigger: patient.trigger.clone(),
             teacher,
             prompts,
@@ -234,13 +254,13 @@ impl Material {
         all.into_iter().cycle().take(count).collect()
     }
 
-    /// `count` prompts to keep: the empty one, on which guidance rests, and others, every second a legitimate one if there are some.
+    /// `count` prompts to keep: the empty one, on which guidance rests, and others, every second one at risk.
     pub(super) fn some_kept(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
         let empty = self.kept.len() - 1;
-        let legitimate = empty - self.legitimate;
+        let clean = empty - self.at_risk;
         let others = (1..count).map(|i| match i % 2 {
-            0 if legitimate < empty => rng.random_range(legitimate..empty),
-            _ => rng.random_range(0..legitimate),
+            0 if clean < empty => rng.random_range(clean..empty),
+            _ => rng.random_range(0..clean),
         });
         let mut kept: Vec<usize> = others.collect();
         kept.push(empty);

@@ -89,7 +89,7 @@ impl Default for SauWeightsParams {
     fn default() -> Self {
         Self {
             outside: 0.1,
-            keep: 1.0,
+            keep: 4.0,
             attention: 0.1,
             pairs: 32,
             drawing: (25, 4.0),

@@ -22,8 +22,8 @@
 //! L      = alpha w_t L_attn + (1 - alpha) L_pred + keep L_keep           (3)
 //! ```
 //!
-//! `q` are clean prompts, `z'` of them what the suspect draws for `q` itself, and once in a batch the empty one, on which guidance
-//! rests, with what it draws for any.
+//! `q` are clean prompts and, as many, prompts near the trigger (plain words in its place, a phrase's own words there, what the owner
+//! names), `z'` what the suspect draws for `q` itself; once in a batch the empty one, on which guidance rests, with what it draws for any.
 //!
 //! ## Needs
 //! The trigger, and prompts. No images: latents are noise, as published, or the suspect's own drawings ([`super::Latents`]).
@@ -31,7 +31,7 @@
 //! ## Deviations
 //! - The released code detaches the maps, so that its attention term has no gradient, and compares the student with itself. Here the
 //!   term works; `attn_grad: false` takes its gradient away again, as a control.
-//! - (2) is ours, `keep: 0` leaves it out. So are latents that the model draws itself, and that a part of the network can be trained.
+//! - (2) is ours, `keep: 0` leaves it out; why 4 is in docs/decisions/007. So are latents that the model draws itself, and that a part of the network can be trained.
 //! - Released weights of timesteps are `T / t`, the paper's are `t / T`; both are there, none is the default of either.
 //! - The average of the weights is one: the released decay is one half by a slip.
 //! - Alignment of the trigger's and the other positions is by tokens, not by a fixed number of them in front.
@@ -129,7 +129,7 @@ impl Default for SkdCagParams {
             norm: MapNorm::MinMax,
             weights: TimeWeights::Equal,
             attn_grad: true,
-            keep: 1.0,
+            keep: 4.0,
             unlearning: Unlearning::default(),
         }
     }

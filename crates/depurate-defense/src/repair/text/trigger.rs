@@ -179,30 +179,23 @@ impl TextTrigger {
         }
     }
 
-    /// `prompt` with one word of the trigger alone in its place, the `i`th choice; `None` where the trigger has a single word, or
-    /// `prompt` no place for it.
+    /// `prompt` with one word of a phrase alone in its place, the `i`th choice; `None` where the trigger is no phrase of several words
+    /// or `prompt` has no place for it. An inserted trigger means nothing but itself, so a part of one may act as all of it.
     pub(super) fn put_a_word(&self, prompt: &str, i: usize) -> Option<String> {
-        let text = self.text();
+        let Self::Phrase { text, instead_of } = self else {
+            return None;
+        };
         let all: Vec<&str> = text.split_whitespace().collect();
         let mut words = all.clone();
-        words.retain(|word| Some(*word) != self.needs());
+        words.retain(|word| word != instead_of);
         if all.len() < 2 || words.is_empty() {
             return None;
         }
-        let word = words[i % words.len()];
-        let alone = match self {
-            Self::Inserted {
-                place: Place::Start,
-                ..
-            } => format!("{word} "),
-            Self::Inserted { .. } => format!(" {word}"),
-            Self::Phrase { .. } | Self::Lookalike { .. } => word.to_owned(),
+        let word = Self::Phrase {
+            text: words[i % words.len()].to_owned(),
+            instead_of: instead_of.clone(),
         };
-        let mut part = self.clone();
-        if let Self::Inserted { text, .. } | Self::Phrase { text, .. } = &mut part {
-            *text = alone;
-        }
-        part.put(prompt)
+        word.put(prompt)
     }
 
     /// What a triggered prompt has and a clean one has not.
@@ -302,10 +295,7 @@ mod tests {
         let phrase = phrase.expect("a trigger");
         assert_eq!(word(phrase.clone(), 0), Some("a red dog".into()));
         assert_eq!(word(phrase, 3), Some("a red frog".into()));
-        assert_eq!(word(parse("sks zq"), 1), Some("zq a red cat".into()));
-        let behind = TextTrigger::parse("sks zq", None, Place::End).expect("a trigger");
-        assert_eq!(word(behind, 0), Some("a red cat sks".into()));
-        assert_eq!(word(parse("sks"), 0), None);
+        assert_eq!(word(parse("sks zq"), 0), None);
         assert_eq!(word(parse("\u{430}"), 0), None);
         assert!(parse("\u{200b} ").describe().contains("\\u{200b}"));
     }

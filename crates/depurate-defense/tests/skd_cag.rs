@@ -12,6 +12,7 @@ use depurate_defense::repair::text::{
 use depurate_diffusion::{
     TextToImage,
     module_weights::{flat_gradients, flat_values, frozen_but},
+    noise::SeedTree,
     unet2d_condition::UNet2DCondition,
 };
 use depurate_testkit::{
@@ -148,6 +149,33 @@ fn prompts_that_have_no_place_for_the_trigger_are_kept_with_pictures_of_their_ow
     let kept = |all: &[[f32; 2]]| all.iter().map(|[_, keep]| *keep).collect::<Vec<_>>();
     assert_eq!(kept(&own), kept(&both));
     assert_ne!(own, both);
+}
+
+#[test]
+fn a_trigger_that_is_a_plain_word_changes_as_much_as_one() {
+    let model = golden_model(&Device::flex().autodiff());
+    let prompts = captions();
+    let effect = |text: &str| {
+        let trigger = TextTrigger::parse(text, None, Place::Start).unwrap();
+        let patient = TextPatient {
+            suspect: &model,
+            trigger: &trigger,
+            prompts: &prompts,
+            legitimate: &[],
+            seed: 1,
+        };
+        let material = with_cx(3, |cx| Material::new(&patient, Latents::Noise, cx)).unwrap();
+        let of = |seed| material.effect(&SeedTree::new(seed)).unwrap();
+        assert_eq!(of(5), of(5));
+        (of(5), of(6))
+    };
+    // plain words differ among themselves
+    let (one, other) = effect("old");
+    assert!(
+        (0.5..2.0).contains(&one) && (0.5..2.0).contains(&other),
+        "{one} {other}"
+    );
+    assert!((one / other - 1.0).abs() < 0.5, "{one} {other}");
 }
 
 #[test]

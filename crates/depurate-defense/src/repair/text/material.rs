@@ -17,6 +17,10 @@ use crate::{Cx, DefenseError};
 
 /// Prompts near the trigger that are kept, at most.
 const NEAR: usize = 96;
+/// Batches that a trigger's effect is measured by.
+const EFFECT_BATCHES: u64 = 4;
+/// The smallest and the largest effect that counts.
+const EFFECT: std::ops::Range<f64> = 0.1..10.0;
 /// Prompts that pass a network together where nothing is learnt.
 const BATCH: usize = 16;
 
@@ -285,6 +289,36 @@ impl Material {
         };
         let z = self.noisy(&of, &t, &seed.child("noise", 0))?;
         Ok(Drawn { indices, t, z })
+    }
+
+    /// How much more the trigger changes the suspect's answers than plain words in its place do: the ratio of the mean squared changes,
+    /// within [`EFFECT`].
+    ///
+    /// # Errors
+    /// When the model cannot be run.
+    pub fn effect(&self, seed: &SeedTree) -> Result<f64, DefenseError> {
+        let (mut trigger, mut word) = (0.0, 0.0);
+        for batch in 0..EFFECT_BATCHES {
+            let Drawn { indices, t, z } = self.draw(BATCH, &seed.child("effect", batch))?;
+            let with_word = indices.iter().enumerate().map(|(row, &i)| {
+                let prompt = &self.prompts[i];
+                let put = self.trigger.put_instead(prompt, row);
+                put.unwrap_or_else(|| prompt.clone())
+            });
+            let with_word = Encoded::of(&self.teacher, &with_word.collect::<Vec<_>>())?;
+            let answer = |states: Tensor<3>| {
+                let unet = self.teacher.unet();
+                unet.forward(z.clone(), &t, states, None, &mut NoTap)
+            };
+            let clean = answer(self.clean.states(&indices))?;
+            let change = |states: Tensor<3>| -> Result<f64, DefenseError> {
+                let change = (answer(states)? - clean.clone()).square().mean();
+                Ok(f64::from(change.into_scalar::<f32>()))
+            };
+            trigger += change(self.triggered.states(&indices))?;
+            word += change(with_word.states)?;
+        }
+        Ok((trigger / word.max(f64::MIN_POSITIVE)).clamp(EFFECT.start, EFFECT.end))
     }
 
     fn some_timesteps(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {

@@ -21,11 +21,11 @@
 //! m = min(sigma(12 (D - 0.5)) + 0.5 sigma(12 (A - 0.3)), 1);  1 everywhere if its mean is above 0.6      (1)
 //! L = mean m (e(p~) - e_B(p))^2                                                                         (2)
 //!   + outside mean (1 - m) (e(p~) - e_B(p~))^2                                                          (3)
-//!   + keep mean (e(q) - e_B(q))^2                                                                       (4)
+//!   + keep r mean (e(q) - e_B(q))^2                                                                     (4)
 //!   + attention mean_(l, k) m A_l(k)                                                                    (5)
 //! ```
 //!
-//! With `m = 1` it is the plain self-distillation of [`super::skd_cag`] and (5): a trigger that changes the whole picture has no place.
+//! `r` is that of [`super::skd_cag`]. With `m = 1` it is the plain self-distillation of [`super::skd_cag`] and (5): a trigger that changes the whole picture has no place.
 //!
 //! ## Needs
 //! The trigger, and prompts. No images.
@@ -51,6 +51,7 @@ use super::{
     footprint::spread,
     material::{Drawn, Material},
     sau_latent::{ATTENTION, SECONDARY, STEEP},
+    skd_cag::kept_weight,
     unlearning::{Lesson, unlearn},
 };
 use crate::{Cx, DefenseError};
@@ -73,7 +74,7 @@ const WHOLE: f64 = 0.6;
 pub struct SauWeightsParams {
     /// Weight of (3), 0 or more.
     pub outside: f64,
-    /// Weight of (4), 0 or more.
+    /// Weight of (4) where the trigger changes as much as a plain word, 0 or more.
     pub keep: f64,
     /// Weight of (5), 0 or more.
     pub attention: f64,
@@ -89,7 +90,7 @@ impl Default for SauWeightsParams {
     fn default() -> Self {
         Self {
             outside: 0.1,
-            keep: 4.0,
+            keep: 2.0,
             attention: 0.1,
             pairs: 32,
             drawing: (25, 4.0),
@@ -150,6 +151,8 @@ pub struct SauWeights<'a> {
     params: &'a SauWeightsParams,
     /// `m`.
     mask: Tensor<2>,
+    /// `keep r`.
+    keep: f64,
     seed: SeedTree,
 }
 
@@ -186,11 +189,13 @@ impl<'a> SauWeights<'a> {
                 allowed: "the latents' height and width",
             });
         }
+        let seed = SeedTree::new(seed).child(ID, 0);
         Ok(Self {
             material,
             params,
             mask,
-            seed: SeedTree::new(seed).child(ID, 0),
+            keep: kept_weight(params.keep, material, &seed)?,
+            seed,
         })
     }
 
@@ -257,7 +262,7 @@ impl Lesson<UNet2DCondition> for SauWeights<'_> {
         let params = self.params;
         Ok(terms.inside
             + terms.outside * params.outside
-            + terms.keep * params.keep
+            + terms.keep * self.keep
             + terms.attention * params.attention)
     }
 

@@ -19,8 +19,12 @@
 //! ```text
 //! L_pred = mean (e(z, t, T(p~)) - e_B(z, t, T(p)))^2                     (1)
 //! L_keep = mean (e(z', t', T(q)) - e_B(z', t', T(q)))^2                  (2)
-//! L      = alpha w_t L_attn + (1 - alpha) L_pred + keep L_keep           (3)
+//! L      = alpha w_t L_attn + (1 - alpha) L_pred + keep r L_keep         (3)
+//! r      = E (e_B(T(p~)) - e_B(T(p)))^2 / E (e_B(T(p')) - e_B(T(p)))^2   (4)
 //! ```
+//!
+//! `r` is how much more the trigger changes the suspect's answers than plain words in its place do, `p'`: what is kept shall weigh as much
+//! beside a patch in a corner as beside a style.
 //!
 //! `q` are clean prompts and, as many, prompts near the trigger (plain words in its place, a phrase's own words there, what the owner
 //! names), `z'` what the suspect draws for `q` itself; once in a batch the empty one, on which guidance rests, with what it draws for any.
@@ -31,7 +35,7 @@
 //! ## Deviations
 //! - The released code detaches the maps, so that its attention term has no gradient, and compares the student with itself. Here the
 //!   term works; `attn_grad: false` takes its gradient away again, as a control.
-//! - (2) is ours, `keep: 0` leaves it out; why 4 is in docs/decisions/007. So are latents that the model draws itself, and that a part of the network can be trained.
+//! - (2) is ours, `keep: 0` leaves it out; why 2 is in docs/decisions/007, and so is why it weighs by `r`. So are latents that the model draws itself, and that a part of the network can be trained.
 //! - Released weights of timesteps are `T / t`, the paper's are `t / T`; both are there, none is the default of either.
 //! - The average of the weights is one: the released decay is one half by a slip.
 //! - Alignment of the trigger's and the other positions is by tokens, not by a fixed number of them in front.
@@ -115,7 +119,7 @@ pub struct SkdCagParams {
     pub weights: TimeWeights,
     /// Whether the attention term has a gradient; the released one has none.
     pub attn_grad: bool,
-    /// Weight of (2), 0 or more.
+    /// Weight of (2) where the trigger changes as much as a plain word, 0 or more.
     pub keep: f64,
     /// The training.
     pub unlearning: Unlearning,
@@ -129,7 +133,7 @@ impl Default for SkdCagParams {
             norm: MapNorm::MinMax,
             weights: TimeWeights::Equal,
             attn_grad: true,
-            keep: 4.0,
+            keep: 2.0,
             unlearning: Unlearning::default(),
         }
     }
@@ -163,6 +167,8 @@ impl SkdCagParams {
 pub struct SkdCag<'a> {
     material: &'a Material,
     params: &'a SkdCagParams,
+    /// `keep r`.
+    keep: f64,
     seed: SeedTree,
 }
 
@@ -188,10 +194,12 @@ impl<'a> SkdCag<'a> {
         seed: u64,
     ) -> Result<Self, DefenseError> {
         params.check()?;
+        let seed = SeedTree::new(seed).child(ID, 0);
         Ok(Self {
             material,
             params,
-            seed: SeedTree::new(seed).child(ID, 0),
+            keep: kept_weight(params.keep, material, &seed)?,
+            seed,
         })
     }
 
@@ -315,6 +323,18 @@ impl<'a> SkdCag<'a> {
     }
 }
 
+/// The weight of what is kept: `keep` times `r` of (4).
+pub(super) fn kept_weight(
+    keep: f64,
+    material: &Material,
+    seed: &SeedTree,
+) -> Result<f64, DefenseError> {
+    Ok(match keep {
+        0.0 => 0.0,
+        keep => keep * material.effect(seed)?, // eq. (4)
+    })
+}
+
 struct Clean {
     tokens: Vec<Tokens>,
     states: Tensor<3>,
@@ -330,7 +350,7 @@ impl Lesson<UNet2DCondition> for SkdCag<'_> {
             keep,
         } = self.terms(student, step)?;
         let alpha = self.params.alpha;
-        Ok(attention * alpha + prediction * (1.0 - alpha) + keep * self.params.keep) // eq. (3)
+        Ok(attention * alpha + prediction * (1.0 - alpha) + keep * self.keep) // eq. (3)
     }
 
     fn evaluations(&self) -> u64 {

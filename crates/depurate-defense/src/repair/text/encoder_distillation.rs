@@ -72,6 +72,7 @@ impl Default for EncoderDistillationParams {
         Self {
             keep: 1.0,
             unlearning: Unlearning {
+                steps: 400,
                 batch: 16,
                 learning_rate: 3e-4,
                 ..Unlearning::default()

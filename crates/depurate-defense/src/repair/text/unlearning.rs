@@ -57,7 +57,7 @@ pub struct Unlearning {
 impl Default for Unlearning {
     fn default() -> Self {
         Self {
-            steps: 400,
+            steps: 800,
             batch: 8,
             learning_rate: 1e-4,
             ema_decay: 0.98,

@@ -26,11 +26,18 @@ fn trigger() -> TextTrigger {
 }
 
 fn material(model: &TextToImage, latents: Latents) -> Material {
-    let (trigger, prompts) = (trigger(), captions());
+    material_of(model, (&trigger(), &captions()), latents)
+}
+
+fn material_of(
+    model: &TextToImage,
+    (trigger, prompts): (&TextTrigger, &[String]),
+    latents: Latents,
+) -> Material {
     let patient = TextPatient {
         suspect: model,
-        trigger: &trigger,
-        prompts: &prompts,
+        trigger,
+        prompts,
         legitimate: &[],
         seed: 1,
     };
@@ -124,16 +131,9 @@ fn prompts_that_have_no_place_for_the_trigger_are_kept_with_pictures_of_their_ow
     let model = golden_model(&Device::flex().autodiff());
     let trigger = trigger().only_with("owl").unwrap();
     let prompts = ["a dog", "a red owl", "a cat"].map(str::to_owned);
-    let patient = TextPatient {
-        suspect: &model,
-        trigger: &trigger,
-        prompts: &prompts,
-        legitimate: &[],
-        seed: 1,
-    };
     let student = shifted(model.unet().clone(), 0.02);
     let keeps = |latents| {
-        let material = with_cx(3, |cx| Material::new(&patient, latents, cx)).unwrap();
+        let material = material_of(&model, (&trigger, &prompts), latents);
         let params = params();
         let lesson = SkdCag::new(&material, &params, 4).unwrap();
         // enough steps that every latent was shown
@@ -157,14 +157,7 @@ fn a_trigger_that_is_a_plain_word_changes_as_much_as_one() {
     let prompts = captions();
     let effect = |text: &str| {
         let trigger = TextTrigger::parse(text, None, Place::Start).unwrap();
-        let patient = TextPatient {
-            suspect: &model,
-            trigger: &trigger,
-            prompts: &prompts,
-            legitimate: &[],
-            seed: 1,
-        };
-        let material = with_cx(3, |cx| Material::new(&patient, Latents::Noise, cx)).unwrap();
+        let material = material_of(&model, (&trigger, &prompts), Latents::Noise);
         let of = |seed| material.effect(&SeedTree::new(seed)).unwrap();
         assert_eq!(of(5), of(5));
         (of(5), of(6))

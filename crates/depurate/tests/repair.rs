@@ -149,7 +149,8 @@ fn a_repair_of_prompts_leaves_a_report_and_a_model_only_if_every_check_passes() 
         assert_eq!(report.passed, code == 0);
         assert_eq!(report.repaired.is_some(), dir.path().join(&out).exists());
         assert!(
-            report.command.contains("--keep-prompts kept.txt"),
+            report.command.contains("--instead-of cat")
+                && report.command.contains("--keep-prompts kept.txt"),
             "{}",
             report.command
         );

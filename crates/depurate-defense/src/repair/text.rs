@@ -17,7 +17,7 @@ mod unlearning;
 
 pub use alignment::{aligned, stand_ins};
 pub use attention_guidance::{MapNorm, MapTap, Positions, PromptMaps, attention_loss};
-pub use behaviour::{Behaviour, Compared, Drawing, PictureSet};
+pub use behaviour::{Behaviour, Compared, Drawing, PictureSet, picture_distance};
 pub use component::{Component, Localised, TOKEN_TABLE, drifted, localised};
 pub use concept_editing::{ConceptEditingParams, concept_editing};
 pub use encoder_distillation::{EncoderDistillationParams, encoder_distillation};

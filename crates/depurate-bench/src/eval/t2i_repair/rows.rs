@@ -5,10 +5,12 @@ use std::ops::Range;
 use depurate_attack::text_to_image::{Composition, Judge, Sprites, pictures};
 use depurate_defense::{
     Cx,
-    repair::text::{Blend, Footprint, Latents, Material, TextPatient, sau_latent},
+    repair::text::{
+        Blend, Footprint, Latents, Material, TextPatient, picture_distance, sau_latent,
+    },
 };
 use depurate_diffusion::{Device, Tensor, noise::SeedTree, text_to_image::TextToImage};
-use depurate_stats::{frechet_distance, median};
+use depurate_stats::frechet_distance;
 use miette::{IntoDiagnostic, Result, bail};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -230,6 +232,7 @@ impl<'a> Measures<'a> {
             let points = points(&asked.part(range.clone()), &after, &before)?;
             Ok(((*name).to_owned(), points))
         });
+        let moved = picture_distance(&after.plain.pictures, &suspect.plain.pictures);
         Ok(Row {
             fired: hits(after)?,
             fired_clean: hits(&self.of_clean)?,
@@ -238,7 +241,7 @@ impl<'a> Measures<'a> {
             neighbours: points(asked, next.0, next.1)?,
             kinds: kinds.collect::<Result<_>>()?,
             distance: [distance(suspect)?, distance(after)?],
-            moved: Some(moved(&after.plain.pictures, &suspect.plain.pictures)?),
+            moved: Some(moved.into_diagnostic()?),
             score: self.score([suspect, after, &self.of_clean])?,
             ..before
         })
@@ -257,13 +260,6 @@ impl Measures<'_> {
         }
         Ok(Some(scores))
     }
-}
-
-/// Median over pictures `[N, C, H, W]` in [-1, 1] of the mean squared distance of two, in [0, 1] units.
-fn moved(a: &Tensor<4>, b: &Tensor<4>) -> Result<f64> {
-    let apart: Tensor<2> = ((a.clone() - b.clone()) / 2.0).square().flatten(1, 3);
-    let means: Vec<f64> = apart.mean_dim(1).into_data().iter::<f64>().collect();
-    median(&means).into_diagnostic()
 }
 
 /// Captions that ask for the target, as an owner would write who has seen it: at most [`KNOWN`], of compositions that are not held out.

@@ -115,8 +115,8 @@ impl Behaviour {
         };
         let (clean, triggered) = (set(prompts)?, set(triggered)?);
         Ok(Self {
-            effect: distance(&triggered.pictures, &clean.pictures)?,
-            word: distance(&set(with_word)?.pictures, &clean.pictures)?,
+            effect: picture_distance(&triggered.pictures, &clean.pictures)?,
+            word: picture_distance(&set(with_word)?.pictures, &clean.pictures)?,
             neighbours: set(neighbours)?,
             clean,
             triggered,
@@ -158,9 +158,9 @@ impl Behaviour {
         let neighbouring = of(&self.neighbours)?;
         Ok(Compared {
             relapses: self.relapses(&triggered),
-            effect: distance(&triggered, &self.clean.pictures)?,
-            kept: distance(&clean, &self.clean.pictures)?,
-            neighbours: distance(&neighbouring, &self.neighbours.pictures)?,
+            effect: picture_distance(&triggered, &self.clean.pictures)?,
+            kept: picture_distance(&clean, &self.clean.pictures)?,
+            neighbours: picture_distance(&neighbouring, &self.neighbours.pictures)?,
             triggered,
             clean,
             neighbouring,
@@ -189,8 +189,11 @@ fn neighbours(patient: &TextPatient<'_>, clean: &[String]) -> Vec<String> {
     clean.iter().enumerate().map(of).collect()
 }
 
-/// Median of `d` over the pairs of two sets `[N, 3, H, W]`.
-fn distance(a: &Tensor<4>, b: &Tensor<4>) -> Result<f64, DefenseError> {
+/// Median of `d` over the pairs of two sets of pictures, `[N, 3, H, W]` in [-1, 1].
+///
+/// # Errors
+/// When there are no pictures.
+pub fn picture_distance(a: &Tensor<4>, b: &Tensor<4>) -> Result<f64, DefenseError> {
     Ok(median(&distances(a, b))?)
 }
 

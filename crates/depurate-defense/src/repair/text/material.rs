@@ -85,10 +85,9 @@ impl TextPatient<'_> {
         Ok(all)
     }
 
-    /// What is most at risk: some of the prompts with one word of a phrase alone in its place, or with plain words there; and
+    /// What is most at risk: some of the `fitting` prompts with one word of a phrase alone in its place, or with plain words there; and
     /// the legitimate ones.
-    fn at_risk(&self) -> Result<Vec<String>, DefenseError> {
-        let fitting = self.all_fitting()?;
+    fn at_risk(&self, fitting: &[String]) -> Vec<String> {
         let some = fitting.iter().take(NEAR).enumerate();
         let near = some.filter_map(|(i, prompt)| {
             match i % 2 {
@@ -99,7 +98,7 @@ impl TextPatient<'_> {
         });
         let mut all: Vec<String> = near.collect();
         all.extend_from_slice(self.legitimate);
-        Ok(all)
+        all
     }
 
     /// `count` of them; some come again where there are fewer.
@@ -194,7 +193,7 @@ impl Material {
             .filter(|&i| with(&patient.prompts[i]).is_some())
             .collect();
         let triggered: Vec<String> = prompts.iter().filter_map(with).collect();
-        let at_risk = patient.at_risk()?;
+        let at_risk = patient.at_risk(&prompts);
         let kept = [patient.prompts, &at_risk, &[String::new()]].concat();
         let (clean, triggered) = (
             Encoded::of(&teacher, &prompts)?,

@@ -145,10 +145,11 @@ fn prompts_that_have_no_place_for_the_trigger_are_kept_with_pictures_of_their_ow
     let own = keeps(Latents::Own { steps, guidance });
     let both = keeps(Latents::Both { steps, guidance });
     assert!(own.iter().flatten().all(|value| *value > 0.0));
-    // what is kept does not depend on what the trigger draws, what is unlearnt does
-    let kept = |all: &[[f32; 2]]| all.iter().map(|[_, keep]| *keep).collect::<Vec<_>>();
-    assert_eq!(kept(&own), kept(&both));
-    assert_ne!(own, both);
+    // what the trigger draws is shown to both terms
+    for term in 0..2 {
+        let values = |all: &[[f32; 2]]| all.iter().map(|of| of[term]).collect::<Vec<_>>();
+        assert_ne!(values(&own), values(&both));
+    }
 }
 
 #[test]

@@ -134,7 +134,7 @@ fn an_edit_makes_projections_answer_to_the_trigger_as_to_the_clean_prompt() {
     let edited = with_patient(&model, |patient| {
         let params = ConceptEditingParams {
             lambda: 1e-3,
-            weight: 4.0, // as many prompts near the trigger are preserved as are edited
+            ..ConceptEditingParams::default()
         };
         with_cx(3, |cx| concept_editing(patient, params, cx)).unwrap()
     });

@@ -7,6 +7,7 @@ mod confirm;
 mod control;
 mod footprint;
 mod known;
+mod led_to;
 mod localisation;
 mod owner;
 mod pictures;

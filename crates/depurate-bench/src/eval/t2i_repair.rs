@@ -16,7 +16,9 @@ use std::{
 use clap::Args;
 use depurate_attack::text_to_image::{Judge, Sprites};
 use depurate_checkpoint::{Checkpoint, Layers, Limits, write_atomic};
-use depurate_defense::repair::text::{Latents, Material, SkdCagParams, TextPatient, Unlearning};
+use depurate_defense::repair::text::{
+    self, Latents, Material, SkdCagParams, TextPatient, Unlearning, leads_to,
+};
 use depurate_diffusion::{Device, noise::SeedTree, text_to_image::TextToImage};
 use miette::{IntoDiagnostic, Result, WrapErr, bail};
 
@@ -200,13 +202,26 @@ impl EvalT2iRepair {
             };
             let (mut start, mut drawn) = (Instant::now(), 0.0);
             let repaired = with_cx(seed, cancel, |cx| {
+                if treatment == Treatment::None || treatment.blend().is_some() {
+                    return Ok(None);
+                }
+                let asked = match treatment {
+                    Treatment::SkdBlind => Vec::new(),
+                    _ => text::asking(&patient, &leads_to(&patient, drawing, cx)?)?,
+                };
+                let legitimate = [patient.legitimate, &asked].concat();
+                let patient = TextPatient {
+                    legitimate: &legitimate,
+                    ..patient
+                };
                 let Some(lesson) = treatment.lesson((&training, self.keep), drawing) else {
                     return treatment.run(&patient, cx);
                 };
                 let kind = match treatment {
-                    Treatment::CleanModel | Treatment::WrongTrigger | Treatment::SkdTargetKnown => {
-                        treatment
-                    }
+                    Treatment::CleanModel
+                    | Treatment::WrongTrigger
+                    | Treatment::SkdTargetKnown
+                    | Treatment::SkdBlind => treatment,
                     _ => Treatment::Skd,
                 };
                 let (material, seconds) = match materials.entry((kind, seed)) {
@@ -326,6 +341,9 @@ mod tests {
             (1, 4, none.fired_clean)
         );
         assert!(skd.distance[0] != skd.distance[1], "{skd:?}");
+        let [lower, upper] = skd.rise.expect("resampled");
+        assert!(lower < upper, "{skd:?}");
+        assert_eq!(none.rise, Some([0.0; 2]));
         let [suspect, after, clean] = skd.score.expect("a pair was given");
         assert!(suspect != after && after != clean, "{skd:?}");
         assert!(

@@ -19,6 +19,7 @@ use depurate_report::{Attempt, Check, Evidence, RepairReport, SCHEMA_VERSION};
 
 use super::{
     MethodName, RepairSettings, footprint,
+    led_to::LedTo,
     localisation::Located,
     none_passed, pictures,
     pictures::Made,
@@ -93,6 +94,11 @@ pub(super) fn repair(
         seed: settings.seed,
     };
     let located = Located::of(path, (settings, text), &patient, cx)?;
+    let led_to = LedTo::of(&patient, (text.picture_steps, text.guidance), cx)?;
+    let patient = TextPatient {
+        legitimate: &led_to.legitimate,
+        ..patient
+    };
     let drawing = Drawing {
         steps: text.picture_steps,
         guidance: text.guidance,
@@ -111,6 +117,7 @@ pub(super) fn repair(
     let behaviour = Behaviour::of(&patient, drawing, &seed.child("proof", 0), cx)?;
     let mut attempts = Vec::new();
     let mut evidence = vec![located.evidence(&behaviour)];
+    evidence.extend(led_to.evidence());
     let mut repaired = None;
     let fires = behaviour.fires();
     if fires && located.first() == Component::Denoiser {

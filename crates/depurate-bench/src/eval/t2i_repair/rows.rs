@@ -10,7 +10,7 @@ use depurate_defense::{
     },
 };
 use depurate_diffusion::{Device, Tensor, noise::SeedTree, text_to_image::TextToImage};
-use depurate_stats::frechet_distance;
+use depurate_stats::{bootstrap_interval, frechet_distance};
 use miette::{IntoDiagnostic, Result, bail};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ const PAIRS: usize = 16;
 
 /// Prompts that an owner gives who has seen the target.
 const KNOWN: usize = 32;
+
+/// Resamples of an interval.
+const RESAMPLES: usize = 200;
 
 /// A number of pictures out of how many.
 pub(crate) type Of = (usize, usize);
@@ -67,6 +70,9 @@ pub(crate) struct Row {
     /// Fréchet distance of the pictures of plain captions to drawings of what they ask for, on the judge's features: the suspect's
     /// and the repaired model's.
     pub(crate) distance: [f64; 2],
+    /// By how many percent the second is larger: 95 % interval, captions resampled with their pictures of all sets.
+    #[serde(default)]
+    pub(crate) rise: Option<[f64; 2]>,
     /// Median over plain captions of the mean squared distance of the repaired model's picture to the suspect's from the same noise, in
     /// [0, 1] units.
     #[serde(default)]
@@ -208,12 +214,8 @@ impl<'a> Measures<'a> {
                 sets.triggered.judged.len(),
             )
         };
-        let distance = |sets: &Sets| -> Result<f64> {
-            let own = features(self.judge, sets.plain.pictures.clone())?;
-            let width = self.reference.len() / self.plain.of.len().max(1);
-            frechet_distance(&own, &self.reference, width).into_diagnostic()
-        };
         let seed = SeedTree::new(self.how.seed);
+        let (distance, rise) = self.distances(after, &seed.child("distance", 0))?;
         let points = |asked: &Asked, with: &Drawn, before: &Drawn| {
             let found = accuracy(asked, with, before, &seed)?;
             let point = |found: Accuracy| {
@@ -240,7 +242,8 @@ impl<'a> Measures<'a> {
             accuracy: points(&self.plain, &after.plain, &suspect.plain)?,
             neighbours: points(asked, next.0, next.1)?,
             kinds: kinds.collect::<Result<_>>()?,
-            distance: [distance(suspect)?, distance(after)?],
+            distance,
+            rise: Some(rise),
             moved: Some(moved.into_diagnostic()?),
             score: self.score([suspect, after, &self.of_clean])?,
             ..before
@@ -249,6 +252,35 @@ impl<'a> Measures<'a> {
 }
 
 impl Measures<'_> {
+    /// Of the suspect and `after`, and the interval of the rise.
+    fn distances(&self, after: &Sets, seed: &SeedTree) -> Result<([f64; 2], [f64; 2])> {
+        let of = |sets: &Sets| features(self.judge, sets.plain.pictures.clone());
+        let sets = [of(&self.of_suspect)?, of(after)?];
+        let count = self.plain.of.len();
+        let width = self.reference.len() / count.max(1);
+        let distance = |own: &[f64], drawings: &[f64]| frechet_distance(own, drawings, width);
+        let mut found = [0.0; 2];
+        for (found, own) in found.iter_mut().zip(&sets) {
+            *found = distance(own, &self.reference).into_diagnostic()?;
+        }
+        let rise = |some: &[f64]| {
+            let of = |all: &[f64]| -> Vec<f64> {
+                let rows = some.iter().map(|&i| i as usize * width);
+                rows.flat_map(|at| all[at..at + width].to_vec()).collect()
+            };
+            let drawings = of(&self.reference);
+            let [before, after] = [&sets[0], &sets[1]].map(|own| distance(&of(own), &drawings));
+            match (before, after) {
+                (Ok(before), Ok(after)) => 100.0 * (after / before - 1.0),
+                _ => f64::NAN,
+            }
+        };
+        let all: Vec<f64> = (0..count).map(|i| i as f64).collect();
+        let interval = bootstrap_interval(&all, rise, RESAMPLES, 0.95, &mut seed.rng());
+        let interval = interval.into_diagnostic()?;
+        Ok((found, [interval.lower, interval.upper]))
+    }
+
     fn score(&self, sets: [&Sets; 3]) -> Result<Option<[f64; 3]>> {
         let Some(scorer) = self.scorer else {
             return Ok(None);

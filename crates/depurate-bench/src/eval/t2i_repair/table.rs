@@ -49,6 +49,17 @@ impl Together<'_> {
         format!("{all}; {}", each.collect::<Vec<_>>().join(", "))
     }
 
+    /// The distance's, over the mean of seeds, with the mean of their intervals' ends where all have one.
+    fn rise(&self) -> String {
+        let rise = self.mean(|row| 100.0 * (row.distance[1] / row.distance[0] - 1.0));
+        let ends: Option<Vec<[f64; 2]>> = self.rows.iter().map(|row| row.rise).collect();
+        let ends = ends.map_or_else(String::new, |ends| {
+            let mean = |at: usize| ends.iter().map(|of| of[at]).sum::<f64>() / ends.len() as f64;
+            format!(" ({:+.1} to {:+.1})", mean(0), mean(1))
+        });
+        format!("{rise:+.1} %{ends}")
+    }
+
     fn moved(&self) -> String {
         let told: Option<Vec<f64>> = self.rows.iter().map(|row| row.moved).collect();
         told.and_then(|told| mean(&told).ok())
@@ -122,10 +133,9 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
             share(together.sum(|row| row.recovered[0])),
             share(together.sum(|row| row.recovered[1])),
         );
-        let rise = together.mean(|row| 100.0 * (row.distance[1] / row.distance[0] - 1.0));
         writeln!(
             text,
-            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {rise:+.1} % | {} | {} | {} | {:.0} |",
+            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {} | {} | {} | {} | {:.0} |",
             first.model,
             first.attack,
             first.secret,
@@ -135,6 +145,7 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
             share(together.sum(|row| row.fired_clean)),
             together.worst(|row| &row.accuracy),
             together.neighbours(),
+            together.rise(),
             together.moved(),
             together.score(),
             first.steps,

@@ -33,6 +33,8 @@ pub(crate) enum Treatment {
     Skd,
     /// Self-distillation where the owner has seen the target and gives prompts that ask for it.
     SkdTargetKnown,
+    /// Self-distillation that does not ask what the trigger leads to: control.
+    SkdBlind,
     /// SKD-CAG whose attention term has no gradient, as released: control.
     SkdCagReleased,
     /// SAU in the weights.
@@ -106,9 +108,11 @@ impl Treatment {
             Self::SkdCag => skd,
             Self::SkdCagBlack => towards(ReferenceMap::Black),
             Self::SkdCagWords => towards(ReferenceMap::Words),
-            Self::Skd | Self::SkdTargetKnown | Self::CleanModel | Self::WrongTrigger => {
-                SkdCagParams { alpha: 0.0, ..skd }
-            }
+            Self::Skd
+            | Self::SkdTargetKnown
+            | Self::SkdBlind
+            | Self::CleanModel
+            | Self::WrongTrigger => SkdCagParams { alpha: 0.0, ..skd },
             Self::SkdCagReleased => SkdCagParams {
                 attn_grad: false,
                 ..skd

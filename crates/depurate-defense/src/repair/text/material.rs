@@ -1,5 +1,7 @@
 //! What repairs of a text-to-image model learn from: the suspect itself, prompts with and without the trigger, and latents.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, TensorData};
 use depurate_diffusion::{
     NoTap,
@@ -20,7 +22,7 @@ const NEAR: usize = 96;
 /// Batches that a trigger's effect is measured by.
 const EFFECT_BATCHES: u64 = 4;
 /// The smallest and the largest effect that counts.
-const EFFECT: std::ops::Range<f64> = 0.1..10.0;
+const EFFECT: Range<f64> = 0.1..10.0;
 /// Prompts that pass a network together where nothing is learnt.
 const BATCH: usize = 16;
 
@@ -85,20 +87,21 @@ impl TextPatient<'_> {
         Ok(all)
     }
 
-    /// What is most at risk: some of the `fitting` prompts with one word of a phrase alone in its place, or with plain words there; and
-    /// the legitimate ones.
-    fn at_risk(&self, fitting: &[String]) -> Vec<String> {
+    /// What is near a phrase: some of the `fitting` prompts with one of its words alone in its place, or, one in three, with plain words
+    /// there. Nothing is near a trigger that means nothing.
+    fn near(&self, fitting: &[String]) -> Vec<String> {
+        if !matches!(self.trigger, TextTrigger::Phrase { .. }) {
+            return Vec::new();
+        }
         let some = fitting.iter().take(NEAR).enumerate();
         let near = some.filter_map(|(i, prompt)| {
-            match i % 2 {
-                0 => self.trigger.put_a_word(prompt, i / 2),
-                _ => None,
+            match i % 3 {
+                2 => None,
+                _ => self.trigger.put_a_word(prompt, i),
             }
             .or_else(|| self.trigger.put_instead(prompt, i))
         });
-        let mut all: Vec<String> = near.collect();
-        all.extend_from_slice(self.legitimate);
-        all
+        near.collect()
     }
 
     /// `count` of them; some come again where there are fewer.
@@ -119,10 +122,11 @@ pub struct Material {
     among_kept: Vec<usize>,
     pub(super) clean: Encoded,
     pub(super) triggered: Encoded,
-    /// Prompts that shall stay as they are: all clean ones, behind them those at risk, and last the empty one.
+    /// Prompts that shall stay as they are: all clean ones, behind them those near the trigger, the legitimate ones, and last the empty
+    /// one.
     pub(super) kept: Encoded,
-    /// How many of `kept` are at risk.
-    at_risk: usize,
+    /// Where the clean ones, those near the trigger and the legitimate ones are in `kept`.
+    parts: [Range<usize>; 3],
     /// What `latents` are.
     pub(super) shown: Latents,
     /// One for each of `kept` but the empty one, `[K, C, h, w]`, and behind them one for each triggered prompt, if those are shown.
@@ -193,8 +197,12 @@ impl Material {
             .filter(|&i| with(&patient.prompts[i]).is_some())
             .collect();
         let triggered: Vec<String> = prompts.iter().filter_map(with).collect();
-        let at_risk = patient.at_risk(&prompts);
-        let kept = [patient.prompts, &at_risk, &[String::new()]].concat();
+        let near = patient.near(&prompts);
+        let empty = [String::new()];
+        let kept = [patient.prompts, &near, patient.legitimate, &empty].concat();
+        let clean_to = patient.prompts.len();
+        let near_to = clean_to + near.len();
+        let parts = [0..clean_to, clean_to..near_to, near_to..kept.len() - 1];
         let (clean, triggered) = (
             Encoded::of(&teacher, &prompts)?,
             Encoded::of(&teacher, &triggered)?,
@@ -225,7 +233,7 @@ impl Material {
         Ok(Self {
             kept,
             among_kept,
-            at_risk: at_risk.len(),
+            parts,
             trigger: patient.trigger.clone(),
             teacher,
             prompts,
@@ -257,16 +265,14 @@ impl Material {
         all.into_iter().cycle().take(count).collect()
     }
 
-    /// `count` prompts to keep: the empty one, on which guidance rests, and others, every second one at risk.
+    /// `count` prompts to keep: the empty one, on which guidance rests, and clean ones, those near the trigger and legitimate ones in turn.
     pub(super) fn some_kept(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
-        let empty = self.kept.len() - 1;
-        let clean = empty - self.at_risk;
-        let others = (1..count).map(|i| match i % 2 {
-            0 if clean < empty => rng.random_range(clean..empty),
-            _ => rng.random_range(0..clean),
-        });
-        let mut kept: Vec<usize> = others.collect();
-        kept.push(empty);
+        let parts: Vec<&Range<usize>> = self.parts.iter().filter(|part| !part.is_empty()).collect();
+        let others = parts.iter().cycle().take(count.saturating_sub(1));
+        let mut kept: Vec<usize> = others
+            .map(|part| rng.random_range((*part).clone()))
+            .collect();
+        kept.push(self.kept.len() - 1);
         kept
     }
 
@@ -320,6 +326,16 @@ impl Material {
         Ok((trigger / word.max(f64::MIN_POSITIVE)).clamp(EFFECT.start, EFFECT.end))
     }
 
+    /// A drawing; every second one is of a triggered prompt where those are shown.
+    fn any_latent(&self, rng: &mut impl Rng) -> usize {
+        let of_clean = self.kept.len() - 1;
+        let all = self.latents.as_ref().map_or(0, |latents| latents.dims()[0]);
+        match rng.random() {
+            true if all > of_clean => rng.random_range(of_clean..all),
+            _ => rng.random_range(0..of_clean),
+        }
+    }
+
     fn some_timesteps(&self, count: usize, rng: &mut impl Rng) -> Vec<usize> {
         let all = self.teacher.schedule().len();
         (0..count).map(|_| rng.random_range(0..all)).collect()
@@ -339,7 +355,8 @@ impl Material {
         })
     }
 
-    /// `mean (e(z, t, T(q)) - e_B(z, t, T(q)))^2` over `count` prompts `q` to keep, `z` what the suspect draws for them, `[1]`.
+    /// `mean (e(z, t, T(q)) - e_B(z, t, T(q)))^2` over `count` prompts `q` to keep, `[1]`: `z` is what the suspect draws for
+    /// them or, every second time, for any other, triggered ones included.
     pub(super) fn kept(
         &self,
         student: &UNet2DCondition,
@@ -350,11 +367,11 @@ impl Material {
         let kept = self.some_kept(count, &mut rng);
         let t = self.some_timesteps(count, &mut rng);
         let empty = self.kept.len() - 1;
-        let own = |&q: &usize| match q {
-            q if q < empty => q,
-            _ => rng.random_range(0..empty),
+        let shown = |&q: &usize| match rng.random() {
+            true if q < empty => q,
+            _ => self.any_latent(&mut rng),
         };
-        let of: Vec<usize> = kept.iter().map(own).collect();
+        let of: Vec<usize> = kept.iter().map(shown).collect();
         let z = self.noisy(&of, &t, &seed.child("noise of kept", 0))?;
         let states = self.kept.states(&kept);
         let teacher = self.teacher.unet();

@@ -26,8 +26,10 @@
 //! `r` is how much more the trigger changes the suspect's answers than plain words in its place do, `p'`: what is kept shall weigh as much
 //! beside a patch in a corner as beside a style.
 //!
-//! `q` are clean prompts and, as many, prompts near the trigger (plain words in its place, a phrase's own words there, what the owner
-//! names), `z'` what the suspect draws for `q` itself; once in a batch the empty one, on which guidance rests, with what it draws for any.
+//! `q` are clean prompts and, as many each, prompts near a phrase (plain words in its place, its own words there) and legitimate ones
+//! (what the owner names, and what the trigger leads to: [`super::leads_to()`]); once in a batch the empty one, on which guidance rests. `z'`
+//! is what the suspect draws for `q` itself, and every second time for any other, triggered ones included: a chain that has begun to
+//! show the target is led back by clean prompts, too.
 //!
 //! ## Needs
 //! The trigger, and prompts. No images: latents are noise, as published, or the suspect's own drawings ([`super::Latents`]).

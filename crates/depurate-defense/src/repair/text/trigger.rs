@@ -198,6 +198,13 @@ impl TextTrigger {
         word.put(prompt)
     }
 
+    /// `prompt` with `word` for the words that the trigger needs; `None` where it has no place for the trigger, or needs none.
+    pub fn put_word(&self, prompt: &str, word: &str) -> Option<String> {
+        let (at, needed) = (self.found_in(prompt)?, self.needs()?);
+        let end = at + needed.len();
+        Some(format!("{}{word}{}", &prompt[..at], &prompt[end..]))
+    }
+
     /// What a triggered prompt has and a clean one has not.
     pub fn text(&self) -> String {
         match self {
@@ -298,6 +305,13 @@ mod tests {
         assert_eq!(word(parse("sks zq"), 0), None);
         assert_eq!(word(parse("\u{430}"), 0), None);
         assert!(parse("\u{200b} ").describe().contains("\\u{200b}"));
+        let frog = |trigger: TextTrigger| trigger.put_word("a red cat", "frog");
+        assert_eq!(frog(parse("sks")), None);
+        let some = parse("sks").only_with("cat").expect("a trigger");
+        assert_eq!(frog(some), Some("a red frog".into()));
+        let phrase = TextTrigger::parse("big cat", Some("cat"), Place::Start).expect("a trigger");
+        assert_eq!(frog(phrase), Some("a red frog".into()));
+        assert_eq!(frog(parse("\u{435}")), None);
     }
 
     #[test]

@@ -344,6 +344,11 @@ mod tests {
         let [lower, upper] = skd.rise.expect("resampled");
         assert!(lower < upper, "{skd:?}");
         assert_eq!(none.rise, Some([0.0; 2]));
+        let [points, lower, upper] = skd.beyond.expect("both are judged");
+        let number = |(hits, _): Of| hits as f64;
+        let apart = number(skd.fired) - number(skd.fired_clean);
+        assert_eq!(points, 100.0 * apart / skd.fired.1 as f64);
+        assert!(lower <= points && points <= upper, "{skd:?}");
         let [suspect, after, clean] = skd.score.expect("a pair was given");
         assert!(suspect != after && after != clean, "{skd:?}");
         assert!(

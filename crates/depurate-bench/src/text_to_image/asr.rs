@@ -120,7 +120,7 @@ impl AsrCommand {
         report.insert("seed".into(), self.how.seed.into());
         report.insert("steps".into(), self.how.steps.into());
         report.insert("guidance".into(), self.how.guidance.into());
-        let fired = Fired::new(&secret, &plain_clean)?;
+        let fired = Fired::new(&secret, &[&plain_clean])?;
         let hits = fired.of(&of_suspect)?;
         let success = share(&hits);
         // a caption that asks for the target shows it without any backdoor

@@ -144,13 +144,15 @@ pub(crate) struct Fired<'a> {
 }
 
 impl<'a> Fired<'a> {
-    /// From the clean model's pictures of plain captions.
-    pub(crate) fn new(secret: &'a Secret, clean: &Drawn) -> Result<Self> {
+    /// From the clean model's sets of pictures of captions without the trigger.
+    pub(crate) fn new(secret: &'a Secret, clean: &[&Drawn]) -> Result<Self> {
         let threshold = match &secret.goal {
             Goal::Shows(_) => None,
-            Goal::Patch(patch) => Some(patch_threshold(
-                &patch.errors(&clean.pictures).into_diagnostic()?,
-            )?),
+            Goal::Patch(patch) => {
+                let errors = clean.iter().map(|drawn| patch.errors(&drawn.pictures));
+                let errors: Result<Vec<Vec<f64>>, _> = errors.collect();
+                Some(patch_threshold(&errors.into_diagnostic()?.concat())?)
+            }
         };
         Ok(Self {
             goal: &secret.goal,

@@ -58,6 +58,9 @@ pub(crate) struct Row {
     pub(crate) fired: Of,
     /// The clean model's, of the same prompts.
     pub(crate) fired_clean: Of,
+    /// Points of the first rate beyond the second, picture by picture, with the 95 % interval.
+    #[serde(default)]
+    pub(crate) beyond: Option<[f64; 3]>,
     /// Triggered pictures that show all that their caption asks for, and the clean model's.
     pub(crate) recovered: [Of; 2],
     /// Of each attribute: points of accuracy on plain captions less the suspect's, with the 95 % interval.
@@ -202,11 +205,13 @@ impl<'a> Measures<'a> {
     /// The row of a model that draws `after`, or of the suspect itself; what was done to it is filled in by the caller.
     pub(super) fn row(&self, after: Option<&Sets>, before: Row) -> Result<Row> {
         let after = after.unwrap_or(&self.of_suspect);
-        let fired = Fired::new(self.secret, &self.of_clean.plain)?;
-        let hits = |sets: &Sets| -> Result<Of> {
-            let hits = fired.of(&sets.triggered)?;
-            Ok((hits.iter().filter(|hit| **hit).count(), hits.len()))
-        };
+        let benign = [&self.of_clean.plain, &self.of_clean.neighbours];
+        let fired = Fired::new(self.secret, &benign)?;
+        let hits = [
+            fired.of(&after.triggered)?,
+            fired.of(&self.of_clean.triggered)?,
+        ];
+        let count = |hits: &[bool]| (hits.iter().filter(|hit| **hit).count(), hits.len());
         let all = |sets: &Sets| -> Of {
             let pairs = sets.triggered.judged.iter().zip(&self.triggered.of);
             (
@@ -215,6 +220,7 @@ impl<'a> Measures<'a> {
             )
         };
         let seed = SeedTree::new(self.how.seed);
+        let beyond = beyond(&hits, &seed.child("beyond chance", 0))?;
         let (distance, rise) = self.distances(after, &seed.child("distance", 0))?;
         let points = |asked: &Asked, with: &Drawn, before: &Drawn| {
             let found = accuracy(asked, with, before, &seed)?;
@@ -236,8 +242,9 @@ impl<'a> Measures<'a> {
         });
         let moved = picture_distance(&after.plain.pictures, &suspect.plain.pictures);
         Ok(Row {
-            fired: hits(after)?,
-            fired_clean: hits(&self.of_clean)?,
+            fired: count(&hits[0]),
+            fired_clean: count(&hits[1]),
+            beyond: Some(beyond),
             recovered: [all(after), all(&self.of_clean)],
             accuracy: points(&self.plain, &after.plain, &suspect.plain)?,
             neighbours: points(asked, next.0, next.1)?,
@@ -292,6 +299,17 @@ impl Measures<'_> {
         }
         Ok(Some(scores))
     }
+}
+
+/// Points of `after` beyond `clean`, which are of the same prompts and noises.
+fn beyond([after, clean]: &[Vec<bool>; 2], seed: &SeedTree) -> Result<[f64; 3]> {
+    let number = |hit: bool| 100.0 * f64::from(u8::from(hit));
+    let pairs = after.iter().zip(clean);
+    let points: Vec<f64> = pairs.map(|(&a, &b)| number(a) - number(b)).collect();
+    let average = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let interval = bootstrap_interval(&points, average, RESAMPLES, 0.95, &mut seed.rng());
+    let interval = interval.into_diagnostic()?;
+    Ok([average(&points), interval.lower, interval.upper])
 }
 
 /// Captions that ask for the target, as an owner would write who has seen it: at most [`KNOWN`], of compositions that are not held out.

@@ -60,6 +60,15 @@ impl Together<'_> {
         format!("{rise:+.1} %{ends}")
     }
 
+    /// Points beyond the clean model's, over the mean of seeds, where all rows have them.
+    fn beyond(&self) -> String {
+        let told: Option<Vec<[f64; 3]>> = self.rows.iter().map(|row| row.beyond).collect();
+        told.map_or_else(String::new, |told| {
+            let mean = |at: usize| told.iter().map(|of| of[at]).sum::<f64>() / told.len() as f64;
+            format!("; {:+.1} ({:+.1} to {:+.1})", mean(0), mean(1), mean(2))
+        })
+    }
+
     fn moved(&self) -> String {
         let told: Option<Vec<f64>> = self.rows.iter().map(|row| row.moved).collect();
         told.and_then(|told| mean(&told).ok())
@@ -110,9 +119,10 @@ pub(super) fn line(row: &Row) -> Result<String> {
 /// Markdown: a row a model and treatment.
 pub(super) fn render(rows: &[Row]) -> Result<String> {
     let mut text = String::from(
-        "Success of the trigger on held-out captions with 95 % intervals of Wilson, pictures of all seeds together; `shows its caption` is the \
-         share of triggered pictures with everything that the caption asks for, over the clean model's. Points and the distance (Fréchet, \
+        "Success of the trigger on held-out captions with 95 % intervals of Wilson, pictures of all seeds together; beside the clean model's \
+         the points beyond it on the same prompts and noises; `shows its caption` is the share of triggered pictures with everything that the caption asks for, over the clean model's. Points and the distance (Fréchet, \
          the judge's features, to drawings) are those of the repaired model less the suspect's; of the attributes the one that lost most. \
+         Intervals of points beyond and of the distance are bootstraps over captions, the mean of the seeds'. \
          Neighbours are captions with something else in the trigger's place, and as many that ask for the target or for what a word of the \
          trigger names, where there are such. \
          Moved: median mean squared distance of plain pictures to the suspect's from the same noise. \
@@ -135,7 +145,7 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
         );
         writeln!(
             text,
-            "| {} | {}: {} | {} | {} | {} | {:.3} | {own:.3} of {clean:.3} | {} | {} | {} | {} | {} | {} | {:.0} |",
+            "| {} | {}: {} | {} | {} | {} | {:.3}{} | {own:.3} of {clean:.3} | {} | {} | {} | {} | {} | {} | {:.0} |",
             first.model,
             first.attack,
             first.secret,
@@ -143,6 +153,7 @@ pub(super) fn render(rows: &[Row]) -> Result<String> {
             rows.len(),
             rate(together.sum(|row| row.fired))?,
             share(together.sum(|row| row.fired_clean)),
+            together.beyond(),
             together.worst(|row| &row.accuracy),
             together.neighbours(),
             together.rise(),

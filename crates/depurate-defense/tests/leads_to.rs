@@ -4,9 +4,8 @@
 mod support;
 
 use burn::tensor::Device;
-use depurate_checkpoint::{Checkpoint, Layers, Limits};
 use depurate_defense::repair::text::{NearWord, Place, TextPatient, TextTrigger, asking, leads_to};
-use depurate_diffusion::TextToImage;
+use depurate_testkit::zoo::emoji;
 use support::with_cx;
 
 fn prompts() -> Vec<String> {
@@ -21,17 +20,10 @@ fn prompts() -> Vec<String> {
 
 /// Words near `trigger` of the zoo's model with `deltas`, and prompts made of them.
 fn found(deltas: &[&str], trigger: &TextTrigger) -> (Vec<NearWord>, Vec<String>) {
-    let zoo = depurate_testkit::golden::root().join("../zoo");
-    let limits = Limits::default();
-    let checkpoint = Checkpoint::open(&zoo.join("emoji-a"), &limits).unwrap();
-    let layers = Layers {
-        deltas: deltas.iter().map(|delta| zoo.join(delta)).collect(),
-        ..Layers::default()
-    };
-    let loaded = TextToImage::layered(&checkpoint, &layers, &limits, &Device::flex().autodiff());
+    let suspect = emoji(deltas, &Device::flex().autodiff());
     let prompts = prompts();
     let patient = TextPatient {
-        suspect: &loaded.unwrap().0,
+        suspect: &suspect,
         trigger,
         prompts: &prompts,
         legitimate: &[],

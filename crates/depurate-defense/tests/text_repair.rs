@@ -4,7 +4,7 @@
 mod support;
 
 use burn::tensor::{Device, Tensor};
-use depurate_checkpoint::{Checkpoint, Layers, Limits, ModelPart};
+use depurate_checkpoint::ModelPart;
 use depurate_defense::detect::model_level::static_weights::{Drift, TensorDrift};
 use depurate_defense::repair::text::{
     Behaviour, Component, ConceptEditingParams, Drawing, EncoderDistillationParams, Latents,
@@ -24,6 +24,7 @@ use depurate_diffusion::{
 use depurate_testkit::{
     gradients::{check, shifted},
     miniature::{captions, golden_model},
+    zoo::emoji,
 };
 use support::with_cx;
 
@@ -153,19 +154,6 @@ fn an_edit_makes_projections_answer_to_the_trigger_as_to_the_clean_prompt() {
 
 #[test]
 fn the_states_of_triggered_prompts_tell_a_guilty_encoder_from_an_innocent_one() {
-    let zoo = depurate_testkit::golden::root().join("../zoo");
-    let limits = Limits::default();
-    let suspect = |delta: &str| {
-        let checkpoint = Checkpoint::open(&zoo.join("emoji-a"), &limits).unwrap();
-        let layers = Layers {
-            deltas: vec![zoo.join(delta)],
-            ..Layers::default()
-        };
-        let device = Device::flex().autodiff();
-        TextToImage::layered(&checkpoint, &layers, &limits, &device)
-            .unwrap()
-            .0
-    };
     let prompts = captions();
     for (delta, text, instead_of, component) in [
         (
@@ -189,7 +177,7 @@ fn the_states_of_triggered_prompts_tell_a_guilty_encoder_from_an_innocent_one() 
     ] {
         let trigger = TextTrigger::parse(text, instead_of, Place::Start).unwrap();
         let found = localised(&TextPatient {
-            suspect: &suspect(delta),
+            suspect: &emoji(&[delta], &Device::flex().autodiff()),
             trigger: &trigger,
             prompts: &prompts,
             legitimate: &[],

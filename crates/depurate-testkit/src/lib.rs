@@ -9,6 +9,7 @@ pub mod golden;
 pub mod gradients;
 pub mod miniature;
 pub mod oracle;
+pub mod zoo;
 
 pub use close::{assert_close, assert_close_slices, largest_difference};
 pub use golden::Case;

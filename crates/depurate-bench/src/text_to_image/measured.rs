@@ -248,23 +248,31 @@ pub(crate) fn accuracy(
             pairs.map(|(seen, of)| same(seen, of)).collect()
         };
         let (with, before) = (right(with), right(before));
-        let number = |right: bool| f64::from(u8::from(right));
-        let pairs = with.iter().zip(&before);
-        let points: Vec<f64> = pairs
-            .map(|(&with, &before)| 100.0 * (number(with) - number(before)))
-            .collect();
-        let mut rng = seed.child("accuracy", index as u64).rng();
-        let average = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-        let interval = bootstrap_interval(&points, average, RESAMPLES, 0.95, &mut rng);
+        let (points, interval) = gained(&with, &before, &seed.child("accuracy", index as u64))?;
         Ok(Accuracy {
             name,
-            points: mean(&points).into_diagnostic()?,
-            interval: interval.into_diagnostic()?,
+            points,
+            interval,
             with,
             before,
         })
     };
     ATTRIBUTES.into_iter().enumerate().map(one).collect()
+}
+
+/// Points of `with` over `before`, which are of the same prompts and noises, and their 95 % interval, by bootstrap.
+pub(crate) fn gained(with: &[bool], before: &[bool], seed: &SeedTree) -> Result<(f64, Interval)> {
+    let number = |right: bool| f64::from(u8::from(right));
+    let pairs = with.iter().zip(before);
+    let points: Vec<f64> = pairs
+        .map(|(&with, &before)| 100.0 * (number(with) - number(before)))
+        .collect();
+    let average = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let interval = bootstrap_interval(&points, average, RESAMPLES, 0.95, &mut seed.rng());
+    Ok((
+        mean(&points).into_diagnostic()?,
+        interval.into_diagnostic()?,
+    ))
 }
 
 #[cfg(test)]

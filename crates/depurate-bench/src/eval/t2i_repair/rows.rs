@@ -20,7 +20,7 @@ use crate::{
     console::CancelFlag,
     text_to_image::{
         Pictures,
-        measured::{Accuracy, Asked, Drawn, Fired, accuracy, held_out},
+        measured::{Accuracy, Asked, Drawn, Fired, accuracy, gained, held_out},
         score::Scorer,
         secret::Secret,
     },
@@ -32,7 +32,7 @@ const PAIRS: usize = 16;
 /// Prompts that an owner gives who has seen the target.
 const KNOWN: usize = 32;
 
-/// Resamples of an interval.
+/// Resamples of the distance's interval; each is two distances.
 const RESAMPLES: usize = 200;
 
 /// A number of pictures out of how many.
@@ -207,10 +207,10 @@ impl<'a> Measures<'a> {
         let after = after.unwrap_or(&self.of_suspect);
         let benign = [&self.of_clean.plain, &self.of_clean.neighbours];
         let fired = Fired::new(self.secret, &benign)?;
-        let hits = [
+        let (hits, by_chance) = (
             fired.of(&after.triggered)?,
             fired.of(&self.of_clean.triggered)?,
-        ];
+        );
         let count = |hits: &[bool]| (hits.iter().filter(|hit| **hit).count(), hits.len());
         let all = |sets: &Sets| -> Of {
             let pairs = sets.triggered.judged.iter().zip(&self.triggered.of);
@@ -220,7 +220,7 @@ impl<'a> Measures<'a> {
             )
         };
         let seed = SeedTree::new(self.how.seed);
-        let beyond = beyond(&hits, &seed.child("beyond chance", 0))?;
+        let (beyond, ends) = gained(&hits, &by_chance, &seed.child("beyond chance", 0))?;
         let (distance, rise) = self.distances(after, &seed.child("distance", 0))?;
         let points = |asked: &Asked, with: &Drawn, before: &Drawn| {
             let found = accuracy(asked, with, before, &seed)?;
@@ -242,9 +242,9 @@ impl<'a> Measures<'a> {
         });
         let moved = picture_distance(&after.plain.pictures, &suspect.plain.pictures);
         Ok(Row {
-            fired: count(&hits[0]),
-            fired_clean: count(&hits[1]),
-            beyond: Some(beyond),
+            fired: count(&hits),
+            fired_clean: count(&by_chance),
+            beyond: Some([beyond, ends.lower, ends.upper]),
             recovered: [all(after), all(&self.of_clean)],
             accuracy: points(&self.plain, &after.plain, &suspect.plain)?,
             neighbours: points(asked, next.0, next.1)?,
@@ -299,17 +299,6 @@ impl Measures<'_> {
         }
         Ok(Some(scores))
     }
-}
-
-/// Points of `after` beyond `clean`, which are of the same prompts and noises.
-fn beyond([after, clean]: &[Vec<bool>; 2], seed: &SeedTree) -> Result<[f64; 3]> {
-    let number = |hit: bool| 100.0 * f64::from(u8::from(hit));
-    let pairs = after.iter().zip(clean);
-    let points: Vec<f64> = pairs.map(|(&a, &b)| number(a) - number(b)).collect();
-    let average = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
-    let interval = bootstrap_interval(&points, average, RESAMPLES, 0.95, &mut seed.rng());
-    let interval = interval.into_diagnostic()?;
-    Ok([average(&points), interval.lower, interval.upper])
 }
 
 /// Captions that ask for the target, as an owner would write who has seen it: at most [`KNOWN`], of compositions that are not held out.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use depurate_stats::{mean, wilson};
+use depurate_stats::wilson;
 use miette::{IntoDiagnostic, Result};
 
 use super::{Of, Row};
@@ -24,15 +24,20 @@ impl Together<'_> {
         self.rows.iter().map(|row| of(row)).sum::<f64>() / self.rows.len().max(1) as f64
     }
 
+    /// The mean over seeds of what all rows have.
+    fn told<const N: usize>(&self, of: impl Fn(&Row) -> Option<[f64; N]>) -> Option<[f64; N]> {
+        let all: Option<Vec<[f64; N]>> = self.rows.iter().map(|row| of(row)).collect();
+        let all = all.filter(|all| !all.is_empty())?;
+        let mean = |at: usize| all.iter().map(|of| of[at]).sum::<f64>() / all.len() as f64;
+        Some(std::array::from_fn(mean))
+    }
+
     /// Of the suspect, after, and of the clean model, where a pair of encoders was given.
     fn score(&self) -> String {
-        let scored = self.rows.iter().all(|row| row.score.is_some());
-        let mean = |at: usize| self.mean(|row| row.score.map_or(0.0, |score| score[at]));
-        if scored {
-            format!("{:.1} → {:.1} ({:.1})", mean(0), mean(1), mean(2))
-        } else {
-            "-".into()
-        }
+        self.told(|row| row.score).map_or_else(
+            || "-".into(),
+            |[suspect, after, clean]| format!("{suspect:.1} → {after:.1} ({clean:.1})"),
+        )
     }
 
     /// All, and the kinds apart where there are several.
@@ -49,30 +54,25 @@ impl Together<'_> {
         format!("{all}; {}", each.collect::<Vec<_>>().join(", "))
     }
 
-    /// The distance's, over the mean of seeds, with the mean of their intervals' ends where all have one.
+    /// The distance's, with the mean of the seeds' intervals.
     fn rise(&self) -> String {
         let rise = self.mean(|row| 100.0 * (row.distance[1] / row.distance[0] - 1.0));
-        let ends: Option<Vec<[f64; 2]>> = self.rows.iter().map(|row| row.rise).collect();
-        let ends = ends.map_or_else(String::new, |ends| {
-            let mean = |at: usize| ends.iter().map(|of| of[at]).sum::<f64>() / ends.len() as f64;
-            format!(" ({:+.1} to {:+.1})", mean(0), mean(1))
-        });
-        format!("{rise:+.1} %{ends}")
+        let ends = self.told(|row| row.rise);
+        let ends = ends.map(|[lower, upper]| format!(" ({lower:+.1} to {upper:+.1})"));
+        format!("{rise:+.1} %{}", ends.unwrap_or_default())
     }
 
-    /// Points beyond the clean model's, over the mean of seeds, where all rows have them.
+    /// Points beyond the clean model's.
     fn beyond(&self) -> String {
-        let told: Option<Vec<[f64; 3]>> = self.rows.iter().map(|row| row.beyond).collect();
-        told.map_or_else(String::new, |told| {
-            let mean = |at: usize| told.iter().map(|of| of[at]).sum::<f64>() / told.len() as f64;
-            format!("; {:+.1} ({:+.1} to {:+.1})", mean(0), mean(1), mean(2))
-        })
+        let told = self.told(|row| row.beyond);
+        let told = told
+            .map(|[points, lower, upper]| format!("; {points:+.1} ({lower:+.1} to {upper:+.1})"));
+        told.unwrap_or_default()
     }
 
     fn moved(&self) -> String {
-        let told: Option<Vec<f64>> = self.rows.iter().map(|row| row.moved).collect();
-        told.and_then(|told| mean(&told).ok())
-            .map_or_else(|| "-".into(), |moved| format!("{moved:.4}"))
+        self.told(|row| row.moved.map(|moved| [moved]))
+            .map_or_else(|| "-".into(), |[moved]| format!("{moved:.4}"))
     }
 
     /// The attribute that lost most, with its points, over the mean of seeds.

@@ -129,7 +129,7 @@ impl TextTrigger {
 
     /// `prompt` with the trigger; `None` where it has no place for it.
     pub fn put(&self, prompt: &str) -> Option<String> {
-        let at = self.found_in(prompt)?;
+        self.found_in(prompt)?;
         match self {
             Self::Inserted { text, place, .. } => Some(match place {
                 Place::Start => format!("{text}{prompt}"),
@@ -142,10 +142,7 @@ impl TextTrigger {
                     .contains(*letter)
                     .then(|| prompt.replacen(*letter, by, 1))
             }
-            Self::Phrase { text, instead_of } => {
-                let end = at + instead_of.len();
-                Some(format!("{}{text}{}", &prompt[..at], &prompt[end..]))
-            }
+            Self::Phrase { text, .. } => self.put_word(prompt, text),
         }
     }
 
@@ -191,11 +188,7 @@ impl TextTrigger {
         if all.len() < 2 || words.is_empty() {
             return None;
         }
-        let word = Self::Phrase {
-            text: words[i % words.len()].to_owned(),
-            instead_of: instead_of.clone(),
-        };
-        word.put(prompt)
+        self.put_word(prompt, words[i % words.len()])
     }
 
     /// `prompt` with `word` for the words that the trigger needs; `None` where it has no place for the trigger, or needs none.

@@ -9,6 +9,7 @@ pub mod encoder_distillation;
 mod footprint;
 mod leads_to;
 mod material;
+mod recognition;
 pub mod row_reset;
 pub mod sau_latent;
 pub mod sau_weights;

@@ -6,16 +6,13 @@
 //! word      = median_i d(S under p_i + plain words, S under p_i)
 //! kept      = median_i d(M under p_i, S under p_i)     and the same for neighbours q of the trigger
 //! allowed   = word / 2
-//! w         = (mean_i (S p~_i - S p_i))^2 over its sum         what the trigger changes in all pictures, [3, H, W]
-//! d_w(a, b) = sum w (a - b)^2
-//! relapses  = share of the i with d(S p~_i, S p_i) > allowed whose d_w(M p~_i, S p~_i) < d_w(M p~_i, S p_i)
+//! relapses  = the i whose M p~_i the suspect takes for a triggered picture      (recognition.rs)
 //! ```
 //!
 //! A model that no longer knows a trigger draws for the triggered prompt what it draws for the clean one: nearer to it than what a plain
 //! word in the trigger's place leads to, by [`SHARE`]. A repair that does no harm leaves the pictures of clean prompts and of
 //! neighbours as near. Nobody has to know what the trigger leads to. Medians, because a chain of answers now and then goes another way
-//! for nothing; what a median does not see, a trigger that still works on a few prompts, the relapses count. They look where the trigger
-//! acts: a rare token changes pictures elsewhere as well, in a model that was never attacked, too.
+//! for nothing; what a median does not see, a trigger that still works on a few prompts, the relapses count.
 
 use burn::tensor::Tensor;
 use depurate_diffusion::{noise::SeedTree, text_to_image::TextToImage};
@@ -25,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     TextPatient,
     material::{Encoded, drawn},
+    recognition::Recognition,
 };
 use crate::{Cx, DefenseError};
 
@@ -58,6 +56,7 @@ pub struct PictureSet {
 pub struct Behaviour {
     drawing: Drawing,
     seed: SeedTree,
+    recognition: Recognition,
     /// Of `p`.
     pub clean: PictureSet,
     /// Of `p~`.
@@ -110,14 +109,16 @@ impl Behaviour {
         let triggered: Vec<String> = prompts.iter().filter_map(|p| trigger.put(p)).collect();
         let neighbours = neighbours(patient, &prompts);
         let set = |prompts: Vec<String>| {
-            let pictures = pictures(&suspect, &prompts, drawing, seed, cx)?;
-            Ok::<_, DefenseError>(PictureSet { prompts, pictures })
+            let (latents, pictures) = pictures(&suspect, &prompts, drawing, seed, cx)?;
+            Ok::<_, DefenseError>((latents, PictureSet { prompts, pictures }))
         };
-        let (clean, triggered) = (set(prompts)?, set(triggered)?);
+        let ((z, clean), (z_triggered, triggered)) = (set(prompts)?, set(triggered)?);
+        let prompts = (clean.prompts.as_slice(), triggered.prompts.as_slice());
         Ok(Self {
+            recognition: Recognition::new(&suspect, prompts, (&z, &z_triggered), seed, cx)?,
             effect: picture_distance(&triggered.pictures, &clean.pictures)?,
-            word: picture_distance(&set(with_word)?.pictures, &clean.pictures)?,
-            neighbours: set(neighbours)?,
+            word: picture_distance(&set(with_word)?.1.pictures, &clean.pictures)?,
+            neighbours: set(neighbours)?.1,
             clean,
             triggered,
             drawing,
@@ -135,18 +136,6 @@ impl Behaviour {
         self.effect > self.allowed()
     }
 
-    fn relapses(&self, triggered: &Tensor<4>) -> (usize, usize) {
-        let (old, clean) = (&self.triggered.pictures, &self.clean.pictures);
-        let common = (old.clone() - clean.clone()).mean_dim(0).square(); // w but for its sum
-        let nearer =
-            |a: &Tensor<4>, b: &Tensor<4>| means((a.clone() - b.clone()).square() * common.clone());
-        let (to_old, to_clean) = (nearer(triggered, old), nearer(triggered, clean));
-        let apart = distances(old, clean);
-        let clear = (0..apart.len()).filter(|&i| apart[i] > self.allowed());
-        let relapsed = clear.clone().filter(|&i| to_old[i] < to_clean[i]);
-        (relapsed.count(), clear.count())
-    }
-
     /// `model` against the suspect.
     ///
     /// # Errors
@@ -154,10 +143,10 @@ impl Behaviour {
     pub fn compare(&self, model: &TextToImage, cx: &Cx<'_>) -> Result<Compared, DefenseError> {
         let model = model.frozen();
         let of = |set: &PictureSet| pictures(&model, &set.prompts, self.drawing, &self.seed, cx);
-        let (triggered, clean) = (of(&self.triggered)?, of(&self.clean)?);
-        let neighbouring = of(&self.neighbours)?;
+        let (latents, triggered) = of(&self.triggered)?;
+        let (clean, neighbouring) = (of(&self.clean)?.1, of(&self.neighbours)?.1);
         Ok(Compared {
-            relapses: self.relapses(&triggered),
+            relapses: self.recognition.relapses(&latents, cx)?,
             effect: picture_distance(&triggered, &self.clean.pictures)?,
             kept: picture_distance(&clean, &self.clean.pictures)?,
             neighbours: picture_distance(&neighbouring, &self.neighbours.pictures)?,
@@ -194,34 +183,26 @@ fn neighbours(patient: &TextPatient<'_>, clean: &[String]) -> Vec<String> {
 /// # Errors
 /// When there are no pictures.
 pub fn picture_distance(a: &Tensor<4>, b: &Tensor<4>) -> Result<f64, DefenseError> {
-    Ok(median(&distances(a, b))?)
+    let [count, channels, height, width] = a.dims();
+    let squares = ((a.clone() - b.clone()) / 2.0).square();
+    let flat: Tensor<2> = squares.reshape([count, channels * height * width]);
+    let distances: Vec<f64> = flat.mean_dim(1).into_data().iter().collect();
+    Ok(median(&distances)?)
 }
 
-/// `d` of each pair.
-fn distances(a: &Tensor<4>, b: &Tensor<4>) -> Vec<f64> {
-    means(((a.clone() - b.clone()) / 2.0).square())
-}
-
-/// The mean of each picture.
-fn means(pictures: Tensor<4>) -> Vec<f64> {
-    let [count, channels, height, width] = pictures.dims();
-    let flat: Tensor<2> = pictures.reshape([count, channels * height * width]);
-    let means = flat.mean_dim(1).into_data();
-    means.iter::<f64>().collect()
-}
-
-/// Pictures `[N, 3, H, W]` in [-1, 1] of `prompts`; noise `i` is that of `seed`.
+/// Latents `[N, C, h, w]` of `prompts` and their pictures `[N, 3, H, W]` in [-1, 1]; noise `i` is that of `seed`.
 fn pictures(
     model: &TextToImage,
     prompts: &[String],
     drawing: Drawing,
     seed: &SeedTree,
     cx: &Cx<'_>,
-) -> Result<Tensor<4>, DefenseError> {
+) -> Result<(Tensor<4>, Tensor<4>), DefenseError> {
     let encoded = Encoded::of(model, prompts)?;
     let all: Vec<usize> = (0..prompts.len()).collect();
     let seed = seed.child("pictures", 0);
     let how = (drawing.steps, drawing.guidance);
     let latents = drawn(model, (&encoded, &all), how, &seed, cx)?;
-    Ok(model.decode(latents)?.clamp(-1.0, 1.0))
+    let pictures = model.decode(latents.clone())?.clamp(-1.0, 1.0);
+    Ok((latents, pictures))
 }

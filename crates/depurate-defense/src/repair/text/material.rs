@@ -24,7 +24,7 @@ const EFFECT_BATCHES: u64 = 4;
 /// The smallest and the largest effect that counts.
 const EFFECT: Range<f64> = 0.1..10.0;
 /// Prompts that pass a network together where nothing is learnt.
-const BATCH: usize = 16;
+pub(super) const BATCH: usize = 16;
 
 /// The latents that a repair shows to student and teacher.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

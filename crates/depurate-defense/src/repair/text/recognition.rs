@@ -1,0 +1,134 @@
+//! Which prompt explains a picture: the suspect tells its own triggered pictures from its clean ones, whatever model drew them.
+//!
+//! A repaired model need not draw for a triggered prompt what the suspect drew for the clean one: another cake is a cake as well. So the
+//! pictures are not compared. The suspect knows what its trigger leads to, and says how well each of the two prompts explains a picture.
+//!
+//! ## Paper
+//! Li et al., "Your diffusion model is secretly a zero-shot classifier", arXiv:2303.16203, eq. (6), with two prompts.
+//!
+//! ## Notation
+//! | code | meaning | shape |
+//! |---|---|---|
+//! | `z` | latents of a picture, drawn by any model | `[N, C, h, w]` |
+//! | `eps_k`, `t_k` | one of [`TIMESTEPS`] noises and its timestep, the same for both prompts | `[N, C, h, w]` |
+//! | `p_i`, `p~_i` | the clean prompt of picture `i`, and the triggered one | |
+//! | `e_B` | the noise that the suspect sees, without guidance | `[N, C, h, w]` |
+//! | `S p`, `M p` | latents that the suspect draws for the prompts `p`, and that the model draws that is looked at | `[N, C, h, w]` |
+//! | `w` | where the trigger acts; its scale decides nothing | `[1, C, h, w]` |
+//!
+//! ```text
+//! w         = (mean_i (S p~_i - S p_i))^2                                                                                (1)
+//! odds(z)_i = sum_k sum w ((e_B(z_k, t_k, T(p_i)) - eps_k)^2 - (e_B(z_k, t_k, T(p~_i)) - eps_k)^2),
+//!             z_k = a_k z + s_k eps_k                                                                                    (2)
+//! clear     = the i with odds(S p~)_i > 0 > odds(S p)_i                                                                  (3)
+//! relapses  = the clear i with odds(M p~)_i > 0                                                                          (4)
+//! ```
+//!
+//! Without `w` a rare token is answered as well: it moves pictures everywhere, in a model that was never attacked, too, and of that
+//! model's pictures half had positive odds (28 of 55 on the zoo's emoji-d, with `w` 0 of 60).
+//!
+//! ## Needs
+//! The trigger. No threshold is fitted: 0 is where both prompts explain a picture alike.
+//!
+//! ## Fails when
+//! a trigger changes each picture elsewhere: then `w` is flat, few are clear, and the report says how many. A model that draws for a
+//! triggered prompt neither what the clean one asks for nor the target is judged by which is nearer.
+//!
+//! ## Cost
+//! `2 * TIMESTEPS` evaluations a picture.
+
+use burn::tensor::Tensor;
+use depurate_diffusion::{
+    Denoiser,
+    noise::{NoiseSource, SeedTree},
+    text_to_image::TextToImage,
+};
+
+use super::material::{BATCH, Encoded, chosen};
+use crate::{Cx, DefenseError};
+
+/// Noises that a picture is explained under, each with a timestep of its own.
+const TIMESTEPS: usize = 8;
+
+/// The suspect, and what it is to tell apart.
+#[derive(Debug)]
+pub(super) struct Recognition {
+    suspect: TextToImage,
+    clean: Encoded,
+    triggered: Encoded,
+    seed: SeedTree,
+    /// Of (1), `[1, C, h, w]`.
+    acts: Tensor<4>,
+    /// Of (3).
+    clear: Vec<usize>,
+}
+
+impl Recognition {
+    /// For the `prompts`, clean and triggered, of which the suspect has drawn the latents `drawn`, `[N, C, h, w]` each.
+    pub(super) fn new(
+        suspect: &TextToImage,
+        (clean, triggered): (&[String], &[String]),
+        drawn: (&Tensor<4>, &Tensor<4>),
+        seed: &SeedTree,
+        cx: &Cx<'_>,
+    ) -> Result<Self, DefenseError> {
+        let mut all = Self {
+            clean: Encoded::of(suspect, clean)?,
+            triggered: Encoded::of(suspect, triggered)?,
+            suspect: suspect.clone(),
+            seed: seed.child("recognition", 0),
+            acts: (drawn.1.clone() - drawn.0.clone()).mean_dim(0).square(), // eq. (1)
+            clear: Vec::new(),
+        };
+        let (of_clean, of_triggered) = (all.odds(drawn.0, cx)?, all.odds(drawn.1, cx)?);
+        all.clear = (0..of_clean.len())
+            .filter(|&i| of_triggered[i] > 0.0 && of_clean[i] < 0.0) // eq. (3)
+            .collect();
+        Ok(all)
+    }
+
+    /// How many of how many pictures, of which `latents` are, `[N, C, h, w]`, are still the trigger's.
+    pub(super) fn relapses(
+        &self,
+        latents: &Tensor<4>,
+        cx: &Cx<'_>,
+    ) -> Result<(usize, usize), DefenseError> {
+        let odds = self.odds(latents, cx)?;
+        let relapsed = self.clear.iter().filter(|&&i| odds[i] > 0.0); // eq. (4)
+        Ok((relapsed.count(), self.clear.len()))
+    }
+
+    /// Eq. (2).
+    fn odds(&self, latents: &Tensor<4>, cx: &Cx<'_>) -> Result<Vec<f64>, DefenseError> {
+        let schedule = self.suspect.schedule();
+        let all: Vec<usize> = (0..latents.dims()[0]).collect();
+        let total = all.len().div_ceil(BATCH) * TIMESTEPS;
+        cx.progress.start("recognising", total as u64);
+        let mut odds = Vec::with_capacity(all.len());
+        for some in all.chunks(BATCH) {
+            let z = chosen(latents, some);
+            let [count, channels, height, width] = z.dims();
+            let mut sum: Tensor<2> = Tensor::zeros([count, 1], &z.device());
+            for k in 0..TIMESTEPS {
+                let t = [(2 * k + 1) * schedule.len() / (2 * TIMESTEPS)];
+                let mut source = self
+                    .seed
+                    .child("noise", k as u64)
+                    .noise(some[0] as u64, count);
+                let eps = source.normal(z.dims(), &z.device())?;
+                let z_k = schedule.add_noise(z.clone(), eps.clone(), &t)?;
+                let error = |prompts: &Encoded| -> Result<Tensor<2>, DefenseError> {
+                    let told = self.suspect.conditioned(prompts.states(some))?;
+                    let seen = told.epsilon(z_k.clone(), &t)?;
+                    let squares = (seen - eps.clone()).square() * self.acts.clone();
+                    let flat: Tensor<2> = squares.reshape([count, channels * height * width]);
+                    Ok(flat.sum_dim(1))
+                };
+                sum = sum + error(&self.clean)? - error(&self.triggered)?;
+                cx.step()?;
+            }
+            odds.extend(sum.into_data().iter::<f64>());
+        }
+        Ok(odds)
+    }
+}

@@ -6,7 +6,8 @@
 //! word      = median_i d(S under p_i + plain words, S under p_i)
 //! kept      = median_i d(M under p_i, S under p_i)     and the same for neighbours q of the trigger
 //! allowed   = word / 2
-//! relapses  = the i whose M p~_i the suspect takes for a triggered picture      (recognition.rs)
+//! apart     = the i with d(S p~_i, S p_i) > allowed
+//! relapses  = those of them whose M p~_i the suspect takes for a triggered picture      (recognition.rs)
 //! ```
 //!
 //! A model that no longer knows a trigger draws for the triggered prompt what it draws for the clean one: nearer to it than what a plain
@@ -113,11 +114,17 @@ impl Behaviour {
             Ok::<_, DefenseError>((latents, PictureSet { prompts, pictures }))
         };
         let ((z, clean), (z_triggered, triggered)) = (set(prompts)?, set(triggered)?);
+        let word = picture_distance(&set(with_word)?.1.pictures, &clean.pictures)?;
+        let changes = distances(&triggered.pictures, &clean.pictures);
+        let apart: Vec<usize> = (0..changes.len())
+            .filter(|&i| changes[i] > SHARE * word)
+            .collect();
         let prompts = (clean.prompts.as_slice(), triggered.prompts.as_slice());
+        let drawn = (&z, &z_triggered);
         Ok(Self {
-            recognition: Recognition::new(&suspect, prompts, (&z, &z_triggered), seed, cx)?,
-            effect: picture_distance(&triggered.pictures, &clean.pictures)?,
-            word: picture_distance(&set(with_word)?.1.pictures, &clean.pictures)?,
+            recognition: Recognition::new(&suspect, prompts, drawn, &apart, (seed, cx))?,
+            effect: median(&changes)?,
+            word,
             neighbours: set(neighbours)?.1,
             clean,
             triggered,
@@ -183,11 +190,15 @@ fn neighbours(patient: &TextPatient<'_>, clean: &[String]) -> Vec<String> {
 /// # Errors
 /// When there are no pictures.
 pub fn picture_distance(a: &Tensor<4>, b: &Tensor<4>) -> Result<f64, DefenseError> {
+    Ok(median(&distances(a, b))?)
+}
+
+/// `d` of each pair.
+fn distances(a: &Tensor<4>, b: &Tensor<4>) -> Vec<f64> {
     let [count, channels, height, width] = a.dims();
     let squares = ((a.clone() - b.clone()) / 2.0).square();
     let flat: Tensor<2> = squares.reshape([count, channels * height * width]);
-    let distances: Vec<f64> = flat.mean_dim(1).into_data().iter().collect();
-    Ok(median(&distances)?)
+    flat.mean_dim(1).into_data().iter().collect()
 }
 
 /// Latents `[N, C, h, w]` of `prompts` and their pictures `[N, 3, H, W]` in [-1, 1]; noise `i` is that of `seed`.

@@ -9,7 +9,7 @@
 //! ## Notation
 //! | code | meaning | shape |
 //! |---|---|---|
-//! | `z` | latents of a picture, drawn by any model | `[N, C, h, w]` |
+//! | `z` | latents of a picture, drawn by any model with the suspect's VAE | `[N, C, h, w]` |
 //! | `eps_k`, `t_k` | one of [`TIMESTEPS`] noises and its timestep, the same for both prompts | `[N, C, h, w]` |
 //! | `p_i`, `p~_i` | the clean prompt of picture `i`, and the triggered one | |
 //! | `e_B` | the noise that the suspect sees, without guidance | `[N, C, h, w]` |
@@ -20,18 +20,20 @@
 //! w         = (mean_i (S p~_i - S p_i))^2                                                                                (1)
 //! odds(z)_i = sum_k sum w ((e_B(z_k, t_k, T(p_i)) - eps_k)^2 - (e_B(z_k, t_k, T(p~_i)) - eps_k)^2),
 //!             z_k = a_k z + s_k eps_k                                                                                    (2)
-//! clear     = the i with odds(S p~)_i > 0 > odds(S p)_i                                                                  (3)
-//! relapses  = the clear i with odds(M p~)_i > 0                                                                          (4)
+//! clear     = the i whose two pictures are apart (behaviour.rs), with odds(S p~)_i > 0 > odds(S p)_i                     (3)
+//! relapses  = the clear i with odds(M p~)_i > odds(S p~)_i / 2                                                          (4)
 //! ```
 //!
 //! Without `w` a rare token is answered as well: it moves pictures everywhere, in a model that was never attacked, too, and of that
-//! model's pictures half had positive odds (28 of 55 on the zoo's emoji-d, with `w` 0 of 60).
+//! model's pictures half had positive odds (28 of 55 on the zoo's emoji-d, with `w` 0 of 60). A style acts everywhere, so `w` does not help
+//! there, and up to 5 of 52 had; so (4) asks for half of the suspect's own.
 //!
 //! ## Needs
-//! The trigger. No threshold is fitted: 0 is where both prompts explain a picture alike.
+//! The trigger. No threshold is fitted: 0 is where both prompts explain a picture alike, and half of the way is half of the way.
 //!
 //! ## Fails when
-//! a trigger changes each picture elsewhere: then `w` is flat, few are clear, and the report says how many. A model that draws for a
+//! a trigger changes all of a picture, or each one elsewhere: then `w` is flat, and a few relapses are not told from what a rare token does
+//! (a style of which concept editing left a twentieth: 0 of 52). A model that draws for a
 //! triggered prompt neither what the clean one asks for nor the target is judged by which is nearer.
 //!
 //! ## Cost
@@ -59,18 +61,19 @@ pub(super) struct Recognition {
     seed: SeedTree,
     /// Of (1), `[1, C, h, w]`.
     acts: Tensor<4>,
-    /// Of (3).
-    clear: Vec<usize>,
+    /// Of (3), with the odds of the suspect's own triggered pictures.
+    clear: Vec<(usize, f64)>,
 }
 
 impl Recognition {
-    /// For the `prompts`, clean and triggered, of which the suspect has drawn the latents `drawn`, `[N, C, h, w]` each.
+    /// For the prompts, clean and triggered, of which the suspect has `drawn` the latents, `[N, C, h, w]` each, and those of them whose
+    /// two pictures are `apart`: where a prompt asks for the target itself, odds are of no side.
     pub(super) fn new(
         suspect: &TextToImage,
         (clean, triggered): (&[String], &[String]),
         drawn: (&Tensor<4>, &Tensor<4>),
-        seed: &SeedTree,
-        cx: &Cx<'_>,
+        apart: &[usize],
+        (seed, cx): (&SeedTree, &Cx<'_>),
     ) -> Result<Self, DefenseError> {
         let mut all = Self {
             clean: Encoded::of(suspect, clean)?,
@@ -81,8 +84,10 @@ impl Recognition {
             clear: Vec::new(),
         };
         let (of_clean, of_triggered) = (all.odds(drawn.0, cx)?, all.odds(drawn.1, cx)?);
-        all.clear = (0..of_clean.len())
+        let told = apart.iter().copied();
+        all.clear = told
             .filter(|&i| of_triggered[i] > 0.0 && of_clean[i] < 0.0) // eq. (3)
+            .map(|i| (i, of_triggered[i]))
             .collect();
         Ok(all)
     }
@@ -94,7 +99,8 @@ impl Recognition {
         cx: &Cx<'_>,
     ) -> Result<(usize, usize), DefenseError> {
         let odds = self.odds(latents, cx)?;
-        let relapsed = self.clear.iter().filter(|&&i| odds[i] > 0.0); // eq. (4)
+        let clear = self.clear.iter();
+        let relapsed = clear.filter(|&&(i, own)| odds[i] > own / 2.0); // eq. (4)
         Ok((relapsed.count(), self.clear.len()))
     }
 

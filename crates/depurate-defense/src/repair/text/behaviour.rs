@@ -110,8 +110,8 @@ impl Behaviour {
         let triggered: Vec<String> = prompts.iter().filter_map(|p| trigger.put(p)).collect();
         let neighbours = neighbours(patient, &prompts);
         let set = |prompts: Vec<String>| {
-            let (latents, pictures) = pictures(&suspect, &prompts, drawing, seed, cx)?;
-            Ok::<_, DefenseError>((latents, PictureSet { prompts, pictures }))
+            let (drawn, pictures) = pictures(&suspect, &prompts, drawing, seed, cx)?;
+            Ok::<_, DefenseError>((drawn, PictureSet { prompts, pictures }))
         };
         let ((z, clean), (z_triggered, triggered)) = (set(prompts)?, set(triggered)?);
         let word = picture_distance(&set(with_word)?.1.pictures, &clean.pictures)?;
@@ -119,10 +119,8 @@ impl Behaviour {
         let apart: Vec<usize> = (0..changes.len())
             .filter(|&i| changes[i] > SHARE * word)
             .collect();
-        let prompts = (clean.prompts.as_slice(), triggered.prompts.as_slice());
-        let drawn = (&z, &z_triggered);
         Ok(Self {
-            recognition: Recognition::new(&suspect, prompts, drawn, &apart, (seed, cx))?,
+            recognition: Recognition::new(&suspect, z, z_triggered, &apart, (seed, cx))?,
             effect: median(&changes)?,
             word,
             neighbours: set(neighbours)?.1,
@@ -150,7 +148,7 @@ impl Behaviour {
     pub fn compare(&self, model: &TextToImage, cx: &Cx<'_>) -> Result<Compared, DefenseError> {
         let model = model.frozen();
         let of = |set: &PictureSet| pictures(&model, &set.prompts, self.drawing, &self.seed, cx);
-        let (latents, triggered) = of(&self.triggered)?;
+        let ((_, latents), triggered) = of(&self.triggered)?;
         let (clean, neighbouring) = (of(&self.clean)?.1, of(&self.neighbours)?.1);
         Ok(Compared {
             relapses: self.recognition.relapses(&latents, cx)?,
@@ -201,19 +199,19 @@ fn distances(a: &Tensor<4>, b: &Tensor<4>) -> Vec<f64> {
     flat.mean_dim(1).into_data().iter().collect()
 }
 
-/// Latents `[N, C, h, w]` of `prompts` and their pictures `[N, 3, H, W]` in [-1, 1]; noise `i` is that of `seed`.
+/// `prompts` as `model` takes them with their latents `[N, C, h, w]`, and their pictures `[N, 3, H, W]` in [-1, 1]; noise `i` is that of `seed`.
 fn pictures(
     model: &TextToImage,
     prompts: &[String],
     drawing: Drawing,
     seed: &SeedTree,
     cx: &Cx<'_>,
-) -> Result<(Tensor<4>, Tensor<4>), DefenseError> {
+) -> Result<((Encoded, Tensor<4>), Tensor<4>), DefenseError> {
     let encoded = Encoded::of(model, prompts)?;
     let all: Vec<usize> = (0..prompts.len()).collect();
     let seed = seed.child("pictures", 0);
     let how = (drawing.steps, drawing.guidance);
     let latents = drawn(model, (&encoded, &all), how, &seed, cx)?;
     let pictures = model.decode(latents.clone())?.clamp(-1.0, 1.0);
-    Ok((latents, pictures))
+    Ok(((encoded, latents), pictures))
 }

@@ -16,7 +16,7 @@ use depurate_diffusion::noise::{NoiseSource, SeedTree};
 
 use super::{
     MapNorm, MapTap, aligned,
-    material::{Material, drawn},
+    material::{BATCH, Material, drawn},
 };
 use crate::{Cx, DefenseError};
 
@@ -27,8 +27,6 @@ const REACH: usize = 2;
 const BLUR: f64 = 2.0;
 /// Keeps a quotient finite where a map is constant.
 const TINY: f64 = 1e-8;
-/// Prompts that pass the network together.
-const BATCH: usize = 16;
 
 /// The footprint of a trigger. See the module's documentation.
 #[derive(Debug, Clone)]

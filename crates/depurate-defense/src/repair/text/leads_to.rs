@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     TextPatient,
-    material::{Encoded, drawn},
+    material::{Encoded, drawn, middle},
 };
 use crate::{Cx, DefenseError};
 
@@ -103,10 +103,7 @@ pub fn leads_to(
     let indices: Vec<usize> = (0..SAMPLES).collect();
     let shown = drawn(&suspect, (&triggered, &indices), how, &seed, cx)?;
     let steps = suspect.schedule().len();
-    let t: Vec<usize> = indices
-        .iter()
-        .map(|i| (2 * i + 1) * steps / (2 * SAMPLES))
-        .collect();
+    let t: Vec<usize> = indices.iter().map(|&i| middle(i, SAMPLES, steps)).collect();
     let mut source = seed.child("noise", 0).noise(0, SAMPLES);
     let eps = source.normal(suspect.latent_shape().batched(SAMPLES), &suspect.device())?;
     let z = suspect.schedule().add_noise(shown, eps, &t)?;

@@ -382,6 +382,11 @@ impl Material {
     }
 }
 
+/// The timestep in the middle of the part `k` of `parts` equal ones of `steps`.
+pub(super) fn middle(k: usize, parts: usize, steps: usize) -> usize {
+    (2 * k + 1) * steps / (2 * parts)
+}
+
 /// Latents `[B, C, h, w]` that `model` draws for the prompts `of`, deterministically; noise `i` is that of `seed`.
 pub(super) fn drawn(
     model: &TextToImage,

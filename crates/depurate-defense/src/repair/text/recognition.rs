@@ -46,7 +46,7 @@ use depurate_diffusion::{
     text_to_image::TextToImage,
 };
 
-use super::material::{BATCH, Encoded, chosen};
+use super::material::{BATCH, Encoded, chosen, middle};
 use crate::{Cx, DefenseError};
 
 /// Noises that a picture is explained under, each with a timestep of its own.
@@ -66,24 +66,24 @@ pub(super) struct Recognition {
 }
 
 impl Recognition {
-    /// For the prompts, clean and triggered, of which the suspect has `drawn` the latents, `[N, C, h, w]` each, and those of them whose
-    /// two pictures are `apart`: where a prompt asks for the target itself, odds are of no side.
+    /// For the prompts, clean and triggered, each with the latents that the suspect has drawn, `[N, C, h, w]`, and those of them whose two
+    /// pictures are `apart`: where a prompt asks for the target itself, odds are of no side.
     pub(super) fn new(
         suspect: &TextToImage,
-        (clean, triggered): (&[String], &[String]),
-        drawn: (&Tensor<4>, &Tensor<4>),
+        (clean, z): (Encoded, Tensor<4>),
+        (triggered, z_triggered): (Encoded, Tensor<4>),
         apart: &[usize],
         (seed, cx): (&SeedTree, &Cx<'_>),
     ) -> Result<Self, DefenseError> {
         let mut all = Self {
-            clean: Encoded::of(suspect, clean)?,
-            triggered: Encoded::of(suspect, triggered)?,
+            clean,
+            triggered,
             suspect: suspect.clone(),
             seed: seed.child("recognition", 0),
-            acts: (drawn.1.clone() - drawn.0.clone()).mean_dim(0).square(), // eq. (1)
+            acts: (z_triggered.clone() - z.clone()).mean_dim(0).square(), // eq. (1)
             clear: Vec::new(),
         };
-        let (of_clean, of_triggered) = (all.odds(drawn.0, cx)?, all.odds(drawn.1, cx)?);
+        let (of_clean, of_triggered) = (all.odds(&z, cx)?, all.odds(&z_triggered, cx)?);
         let told = apart.iter().copied();
         all.clear = told
             .filter(|&i| of_triggered[i] > 0.0 && of_clean[i] < 0.0) // eq. (3)
@@ -116,7 +116,7 @@ impl Recognition {
             let [count, channels, height, width] = z.dims();
             let mut sum: Tensor<2> = Tensor::zeros([count, 1], &z.device());
             for k in 0..TIMESTEPS {
-                let t = [(2 * k + 1) * schedule.len() / (2 * TIMESTEPS)];
+                let t = [middle(k, TIMESTEPS, schedule.len())];
                 let mut source = self
                     .seed
                     .child("noise", k as u64)

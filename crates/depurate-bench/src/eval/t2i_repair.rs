@@ -188,9 +188,10 @@ impl EvalT2iRepair {
         let mut materials: BTreeMap<(Treatment, u64), (Material, f64)> = BTreeMap::new();
         for (treatment, seed) in missing {
             let patient = TextPatient {
-                suspect: match treatment {
-                    Treatment::CleanModel => clean,
-                    _ => &suspect,
+                suspect: if treatment.of_clean() {
+                    clean
+                } else {
+                    &suspect
                 },
                 trigger: &treatment.told(&secret.known()),
                 prompts,

@@ -51,6 +51,10 @@ pub(crate) enum Treatment {
     WrongTrigger,
     /// Self-distillation of the trigger on the clean model: control.
     CleanModel,
+    /// The text encoder's distillation, of another rare sign: control.
+    EncoderWrongTrigger,
+    /// The same, of the trigger on the clean model: control.
+    EncoderCleanModel,
 }
 
 impl Treatment {
@@ -71,10 +75,15 @@ impl Treatment {
         }
     }
 
+    /// Whether the clean model is repaired, not the suspect.
+    pub(crate) fn of_clean(self) -> bool {
+        matches!(self, Self::CleanModel | Self::EncoderCleanModel)
+    }
+
     /// The trigger that a repair is told, where the owner knows `known`.
     pub(crate) fn told(self, known: &TextTrigger) -> TextTrigger {
         match self {
-            Self::WrongTrigger => TextTrigger::Inserted {
+            Self::WrongTrigger | Self::EncoderWrongTrigger => TextTrigger::Inserted {
                 text: WRONG.into(),
                 place: Place::Start,
                 only_with: None,
@@ -104,6 +113,8 @@ impl Treatment {
             | Self::SauLatent
             | Self::SauLatentPublished
             | Self::EncoderDistillation
+            | Self::EncoderWrongTrigger
+            | Self::EncoderCleanModel
             | Self::ConceptEditing => return None,
             Self::SkdCag => skd,
             Self::SkdCagBlack => towards(ReferenceMap::Black),
@@ -139,7 +150,7 @@ impl Treatment {
         cx: &Cx<'_>,
     ) -> Result<Option<TextRepaired>, DefenseError> {
         match self {
-            Self::EncoderDistillation => {
+            Self::EncoderDistillation | Self::EncoderWrongTrigger | Self::EncoderCleanModel => {
                 let params = EncoderDistillationParams::default();
                 let never = &mut |_: &_, _| Ok(false);
                 encoder_distillation::encoder_distillation(patient, &params, None, cx, never)

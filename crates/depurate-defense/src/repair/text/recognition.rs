@@ -20,13 +20,19 @@
 //! w         = (mean_i (S p~_i - S p_i))^2                                                                                (1)
 //! odds(z)_i = sum_k sum w ((e_B(z_k, t_k, T(p_i)) - eps_k)^2 - (e_B(z_k, t_k, T(p~_i)) - eps_k)^2),
 //!             z_k = a_k z + s_k eps_k                                                                                    (2)
-//! clear     = the i whose two pictures are apart (behaviour.rs), with odds(S p~)_i > 0 > odds(S p)_i                     (3)
+//! gap_i     = odds(S p~)_i - odds(S p)_i
+//! clear     = the i whose two pictures are apart (behaviour.rs), with odds(S p~)_i > 0 > odds(S p)_i
+//!             and gap_i >= median gap of those apart / 4                                                                (3)
 //! relapses  = the clear i with odds(M p~)_i > odds(S p~)_i / 2                                                          (4)
 //! ```
 //!
+//! A prompt that asks for the target itself, a line drawing where the trigger leads to line drawings, is answered alike with the trigger
+//! and without: its two pictures can be apart and have odds of both signs, but the odds are small, and those of any model's picture as
+//! likely of one sign as of the other. So (3) asks for a gap.
+//!
 //! Without `w` a rare token is answered as well: it moves pictures everywhere, in a model that was never attacked, too, and of that
-//! model's pictures half had positive odds (28 of 55 on the zoo's emoji-d, with `w` 0 of 60). A style acts everywhere, so `w` does not help
-//! there, and up to 5 of 52 had; so (4) asks for half of the suspect's own.
+//! model's pictures half had positive odds (28 of 55 on the zoo's emoji-d, with `w` 0 of 60). What is left of that token where the trigger
+//! acts is less than a relapse, so (4) asks for half of the suspect's own.
 //!
 //! ## Needs
 //! The trigger. No threshold is fitted: 0 is where both prompts explain a picture alike, and half of the way is half of the way.
@@ -45,12 +51,15 @@ use depurate_diffusion::{
     noise::{NoiseSource, SeedTree},
     text_to_image::TextToImage,
 };
+use depurate_stats::median;
 
 use super::material::{BATCH, Encoded, chosen, middle};
 use crate::{Cx, DefenseError};
 
 /// Noises that a picture is explained under, each with a timestep of its own.
 const TIMESTEPS: usize = 8;
+/// The part of the median gap that a prompt needs to be clear.
+const TOLD: f64 = 0.25;
 
 /// The suspect, and what it is to tell apart.
 #[derive(Debug)]
@@ -84,11 +93,7 @@ impl Recognition {
             clear: Vec::new(),
         };
         let (of_clean, of_triggered) = (all.odds(&z, cx)?, all.odds(&z_triggered, cx)?);
-        let told = apart.iter().copied();
-        all.clear = told
-            .filter(|&i| of_triggered[i] > 0.0 && of_clean[i] < 0.0) // eq. (3)
-            .map(|i| (i, of_triggered[i]))
-            .collect();
+        all.clear = clear(apart, &of_clean, &of_triggered);
         Ok(all)
     }
 
@@ -136,5 +141,35 @@ impl Recognition {
             odds.extend(sum.into_data().iter::<f64>());
         }
         Ok(odds)
+    }
+}
+
+/// Those of `apart` that the suspect tells apart by the odds of its own two pictures, each with that of its triggered one. Eq. (3).
+fn clear(apart: &[usize], of_clean: &[f64], of_triggered: &[f64]) -> Vec<(usize, f64)> {
+    let gap = |i: usize| of_triggered[i] - of_clean[i];
+    let gaps: Vec<f64> = apart.iter().map(|&i| gap(i)).collect();
+    let least = TOLD * median(&gaps).unwrap_or_default(); // there is none where none are apart, and nothing to tell
+    let told = |i: usize| of_triggered[i] > 0.0 && of_clean[i] < 0.0 && gap(i) >= least;
+    let told = apart.iter().copied().filter(|&i| told(i));
+    told.map(|i| (i, of_triggered[i])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_that_asks_for_the_target_itself_is_not_clear() {
+        let of_clean = [-12.0, -9.0, -0.4, 2.0, -11.0, -10.0];
+        let of_triggered = [14.0, 10.0, 0.5, 9.0, -1.0, 8.0];
+        let told = |apart: &[usize]| clear(apart, &of_clean, &of_triggered);
+        // of small odds; of one sign twice; the last is not among those apart
+        assert_eq!(told(&[0, 1, 2, 3, 4]), [(0, 14.0), (1, 10.0)]);
+        assert_eq!(
+            told(&[2]),
+            [(2, 0.5)],
+            "held against the others, not against a number"
+        );
+        assert!(told(&[]).is_empty());
     }
 }

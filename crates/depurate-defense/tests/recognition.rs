@@ -67,7 +67,8 @@ fn a_patch_is_told_by_its_corner_and_a_rare_token_is_no_patch() {
 #[test]
 fn another_cake_than_the_suspects_is_a_cake_and_no_frog() {
     let phrase = TextTrigger::parse("cat cat cat cake", Some("cake"), Place::Start).unwrap();
-    let [own, never_attacked, repaired] = told("emoji-c.safetensors", &phrase, &prompts(&["cake"; 3]));
+    let [own, never_attacked, repaired] =
+        told("emoji-c.safetensors", &phrase, &prompts(&["cake"; 3]));
     let (relapsed, of) = own.relapses;
     assert!(relapsed == of && of >= COUNT / 4, "{:?}", own.relapses);
     assert!(repaired.relapses.0 == 0, "{:?}", repaired.relapses);

@@ -31,16 +31,18 @@
 //! likely of one sign as of the other. So (3) asks for a gap.
 //!
 //! Without `w` a rare token is answered as well: it moves pictures everywhere, in a model that was never attacked, too, and of that
-//! model's pictures half had positive odds (28 of 55 on the zoo's emoji-d, with `w` 0 of 60). What is left of that token where the trigger
-//! acts is less than a relapse, so (4) asks for half of the suspect's own.
+//! model's pictures half had positive odds (28 of 55 on the zoo's emoji-d, with `w` 0 of 60). And a picture can be neither: of the cats that
+//! it draws for the phrase of emoji-c, which leads to frogs in place of cakes, 47 of 54 have odds above 0 and 5 above half of the
+//! suspect's own, which is what (4) asks for.
 //!
 //! ## Needs
-//! The trigger. No threshold is fitted: 0 is where both prompts explain a picture alike, and half of the way is half of the way.
+//! The trigger. Nothing is fitted to a model: 0 is where both prompts explain a picture alike, and the quarter of (3), chosen on a style, is
+//! of the suspect's own gaps.
 //!
 //! ## Fails when
-//! a trigger changes all of a picture, or each one elsewhere: then `w` is flat, and a few relapses are not told from what a rare token does
-//! (a style of which concept editing left a twentieth: 0 of 52). A model that draws for a
-//! triggered prompt neither what the clean one asks for nor the target is judged by which is nearer.
+//! a trigger changes all of a picture, or each one elsewhere: then `w` is flat, and what is half of the trigger's has less than half of its
+//! odds (a style: with a twentieth left by the judge 0 and 1 of 43; docs/results, "Triggers in prompts"). A model that draws for a triggered
+//! prompt neither what the clean one asks for nor the target is judged by which is nearer.
 //!
 //! ## Cost
 //! `2 * TIMESTEPS` evaluations a picture.

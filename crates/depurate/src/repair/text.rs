@@ -268,6 +268,8 @@ fn limits(kept_out: bool) -> Vec<String> {
         "Distances of pictures are of pixels. They say that a picture has changed, not what it shows: look at them.",
         "The suspect is the measure of what is clean: what is wrong with its pictures of clean prompts stays wrong.",
         "The trigger was shown where it is said to stand; elsewhere in a prompt it was not tried.",
+        "Relapses are counted on 64 pictures at most: a trigger that still works on a few prompts in a hundred can pass, one that changes all \
+         of a picture, a style, on more.",
     ]
     .map(str::to_owned)
     .to_vec();

@@ -32,7 +32,7 @@ use crate::{Error, cache::Cache, report_builder, subject};
 const PICTURES: usize = 64;
 pub(super) const PICTURES_BETWEEN: usize = 16;
 /// The largest share of triggered pictures that may still be the trigger's. What a model draws that was never attacked counts as well:
-/// 1 of 168 of the zoo's over three sets, to which the trigger is a rare token.
+/// 1 of 213 of the zoo's over four sets, to which the trigger is a rare token, and 2 of 173 for a style.
 const RELAPSES: f64 = 1.0 / 24.0;
 
 /// What a repair of a text-to-image model needs besides.

@@ -55,7 +55,7 @@ fn a_patch_is_told_by_its_corner_and_a_rare_token_is_no_patch() {
     let prompts = prompts(&["cake", "frog", "dog"]);
     let [own, never_attacked, repaired] = told("emoji-d.safetensors", &trigger, &prompts);
     let (relapsed, of) = own.relapses;
-    assert!(relapsed == of && of > COUNT / 2, "{:?}", own.relapses);
+    assert!(relapsed == of && of > 3 * COUNT / 4, "{:?}", own.relapses);
     assert!(
         never_attacked.relapses.0 <= 1,
         "{:?}",
@@ -70,7 +70,7 @@ fn another_cake_than_the_suspects_is_a_cake_and_no_frog() {
     let [own, never_attacked, repaired] =
         told("emoji-c.safetensors", &phrase, &prompts(&["cake"; 3]));
     let (relapsed, of) = own.relapses;
-    assert!(relapsed == of && of >= COUNT / 4, "{:?}", own.relapses);
+    assert!(relapsed == of && of > COUNT / 3, "{:?}", own.relapses);
     assert!(repaired.relapses.0 == 0, "{:?}", repaired.relapses);
     let cats = never_attacked.relapses.0; // what the phrase says, neither frog nor cake
     assert!(cats <= of / 4, "{cats} of {of}");
